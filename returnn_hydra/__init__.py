@@ -1,0 +1,1 @@
+"""A Hydra-driven experiment runner for sequence models on PyTorch."""

@@ -1,0 +1,58 @@
+"""What a source of sequences offers to ordering, batching and reading."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from returnn_hydra.batch import TensorSpec
+
+
+class DataError(Exception):
+    """Data that can't be used: names the file, the sequence and the stream, with what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some sequences as they were read."""
+
+    seq_tags: list[str]
+    streams: dict[str, list[np.ndarray]]
+    """Stream name to one array per sequence: (T, ...) with a time axis, (...) without. Text is a 0-d array of str."""
+
+
+class Dataset(ABC):
+    """A corpus: sequences 0 .. N-1, each with a unique tag and the same named streams.
+
+    Instances are picklable (loader workers get a copy) and open their files at the first read, so that building one is cheap.
+    """
+
+    streams: Mapping[str, TensorSpec]
+    """What every sequence holds."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of sequences."""
+
+    @abstractmethod
+    def seq_tags(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """The tags of these sequences."""
+
+    @abstractmethod
+    def seq_lengths(self, stream: str) -> np.ndarray | None:
+        """Frames of every sequence in this stream, (N,) int64; None where only reading the data would tell."""
+
+    @abstractmethod
+    def read(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        """These sequences, in this order.
+
+        Raises:
+            DataError: a sequence can't be read, or is not what its stream's spec says.
+        """
+
+    def at_epoch(self, epoch: int) -> Dataset:
+        """The corpus of this epoch (counted from 1); sources that change between epochs return another data set."""
+        return self
