@@ -53,6 +53,14 @@ class Dataset(ABC):
             DataError: a sequence can't be read, or is not what its stream's spec says.
         """
 
+    def order_lengths(self) -> np.ndarray | None:
+        """What the orderings by length (sorted, laplace, ...) sort by: (N,) numbers; None where only reading would tell.
+
+        Here the frames of the stream `data`, else of the first stream with a time axis.
+        """
+        names = sorted((name for name, spec in self.streams.items() if spec.has_time), key=lambda name: name != "data")
+        return self.seq_lengths(names[0]) if names else None
+
     def at_epoch(self, epoch: int) -> Dataset:
         """The corpus of this epoch (counted from 1); sources that change between epochs return another data set."""
         return self
