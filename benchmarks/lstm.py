@@ -41,7 +41,7 @@ def seconds(work: Callable[[], object], device: str, repetitions: int) -> float:
 
 
 def compare(shape: tuple[int, ...], device: str, repetitions: int) -> tuple[float, float]:
-    """Seconds of the padded and of the packed LSTM for one batch, forward and backward; lengths are uniform in [T/2, T]."""
+    """Seconds of the padded and of the packed LSTM, forward and backward; lengths are uniform in [T/2, T]."""
     num_seqs, max_length, num_features, hidden, num_layers = shape
     torch.manual_seed(1)
     ours = LSTM(num_features, hidden, num_layers, bidirectional=True).to(device)

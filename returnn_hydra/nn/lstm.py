@@ -2,9 +2,9 @@
 
 Legend: B sequences, T frames, F input features, H hidden units, D directions (1 or 2), L layers.
 
-torch runs packed sequences on CPU step by step in its generic kernels; only padded input reaches the fused oneDNN layer.
-A forward LSTM on padded input is exact at the real frames, as the padding comes after them. The backward direction is made
-a forward one: reverse every sequence within its own length, run forward, reverse the outputs back.
+torch runs packed sequences on CPU step by step in its generic kernels; only padded input reaches the fused oneDNN
+layer. A forward LSTM on padded input is exact at the real frames, as the padding comes after them. The backward
+direction is made a forward one: reverse every sequence within its own length, run forward, reverse the outputs back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ State = tuple[Tensor, Tensor]
 
 
 class LSTM(nn.LSTM):
-    """`nn.LSTM` over sequences of different lengths: same parameters and names, same outputs and gradients as over packed ones.
+    """`nn.LSTM` over padded sequences: same parameters and names, same outputs and gradients as over packed ones.
 
     Args:
         input_size: F.

@@ -1,0 +1,54 @@
+"""Bidirectional LSTM with a linear output layer.
+
+Legend: B sequences, T frames, F input features, H hidden units per direction, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from returnn_hydra.nn.lstm import LSTM
+
+
+class BLSTM(nn.Module):
+    """Class scores for every frame from the whole sequence.
+
+    Args:
+        input_dim: F.
+        output_dim: C.
+        hidden_dim: H.
+        num_layers: bidirectional layers, each reading both directions of the one below.
+        dropout: on the outputs of every layer, in training.
+        input_noise: standard deviation of Gaussian noise on the inputs, in training.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden_dim: int = 64,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        input_noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_noise = input_noise
+        self.lstm = LSTM(input_dim, hidden_dim, num_layers, bidirectional=True, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(2 * hidden_dim, output_dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (before softmax) and their lengths.
+
+        Args:
+            features: (B, T, F).
+            lengths: (B,).
+
+        Returns:
+            (B, T, C) and (B,).
+        """
+        if self.training and self.input_noise > 0.0:
+            features = features + self.input_noise * torch.randn_like(features)
+        outputs, lengths = self.lstm(features, lengths)
+        return self.output(self.dropout(outputs)), lengths

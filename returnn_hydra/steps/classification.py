@@ -1,0 +1,53 @@
+"""What the frame-wise steps share: model outputs and targets, by frame or by sequence.
+
+Legend: B sequences, T frames, C classes, N items that are classified (real frames, or sequences).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from returnn_hydra.batch import Batch, sequence_mask
+
+
+def run_model(model: nn.Module, batch: Batch, data_key: str) -> tuple[Tensor, Tensor]:
+    """Logits (B, T', C) and their lengths (B,) for a stream of features."""
+    return model(batch[data_key], batch.lengths[data_key])
+
+
+def mean_over_frames(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the real frames: (B, T, C), (B,) -> (B, C)."""
+    mask = sequence_mask(lengths, logits.shape[1])[:, :, None]
+    return (logits * mask).sum(1) / lengths.clamp(min=1)[:, None]
+
+
+def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with the target each of them has.
+
+    Targets with as many frames as the logits belong to the frames. One target per sequence, as (B,) or as (B, 1) with
+    lengths of 1, belongs to the sequence, whose logits are the mean over its frames.
+
+    Args:
+        logits: (B, T, C).
+        lengths: (B,).
+
+    Returns:
+        (N, C) logits, (N,) int64 targets, and (N,) the index of the sequence of each.
+
+    Raises:
+        ValueError: another number of targets in a sequence.
+    """
+    targets = batch[target_key].long()
+    target_lengths = batch.lengths.get(target_key)
+    sequences = lengths.new_ones(lengths.shape).cumsum(0) - 1
+    if target_lengths is not None and bool((target_lengths == lengths).all()):
+        mask = sequence_mask(lengths)
+        size = mask.shape[1]
+        return logits[:, :size][mask], targets[:, :size][mask], sequences.repeat_interleave(lengths)
+    if target_lengths is None or bool((target_lengths == 1).all()):
+        return mean_over_frames(logits, lengths), targets.reshape(-1), sequences
+    index = int((target_lengths != lengths).nonzero()[0])
+    raise ValueError(
+        f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {int(target_lengths[index])} targets "
+        f"and the model {int(lengths[index])} outputs; expected one target per output, or one per sequence"
+    )
