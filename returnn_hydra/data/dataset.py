@@ -12,7 +12,7 @@ from returnn_hydra.batch import TensorSpec
 
 
 class DataError(Exception):
-    """Data that can't be used: names the file, the sequence and the stream, with what was found and what was expected."""
+    """Data that can't be used: names the file, the sequence, the stream, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Examples:
 class Dataset(ABC):
     """A corpus: sequences 0 .. N-1, each with a unique tag and the same named streams.
 
-    Instances are picklable (loader workers get a copy) and open their files at the first read, so that building one is cheap.
+    Instances are picklable (loader workers get a copy) and open their files at the first read: building one is cheap.
     """
 
     streams: Mapping[str, TensorSpec]
@@ -54,7 +54,7 @@ class Dataset(ABC):
         """
 
     def order_lengths(self) -> np.ndarray | None:
-        """What the orderings by length (sorted, laplace, ...) sort by: (N,) numbers; None where only reading would tell.
+        """What orderings by length (sorted, laplace, ...) sort by: (N,) numbers; None where only reading would tell.
 
         Here the frames of the stream `data`, else of the first stream with a time axis.
         """

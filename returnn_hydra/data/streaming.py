@@ -23,7 +23,7 @@ class Example:
 class StreamingDataset(ABC):
     """Sequences that come one after the other.
 
-    What an epoch holds is a pure function of the constructor's arguments and `epoch`, so that a resumed run can skip to its batch.
+    What an epoch holds is a pure function of the constructor's arguments and `epoch`: a resumed run skips to its batch.
     Instances are picklable.
     """
 
