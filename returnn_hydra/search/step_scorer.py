@@ -1,0 +1,140 @@
+"""Scorers around modules that score step by step: attention decoders and language models.
+
+Legend: B sequences, K hypotheses per sequence, N = B * K rows, V labels, T encoder frames, F encoder features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from returnn_hydra.search.scorer import Encoded, map_tensors, rows_of, tensors_of
+
+
+class Decoder(Protocol):
+    """A label decoder that attends to an encoder."""
+
+    def initial_state(self, encoder_out: Tensor, encoder_lengths: Tensor) -> Any:
+        """State tensors with first axis N, for encoder_out (N, T, F)."""
+
+    def step(self, labels: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Labels (N,) -> log probabilities (N, V) of the next ones, and the new state."""
+
+
+class LanguageModel(Protocol):
+    """A model of label sequences alone."""
+
+    def initial_state(self, num_seqs: int, device: torch.device) -> Any:
+        """State tensors with first axis `num_seqs`."""
+
+    def step(self, labels: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Labels (N,) -> log probabilities (N, V) of the next ones, and the new state."""
+
+
+class _Rows(NamedTuple):
+    """The state of a module, and which of its tensors no step has changed since the start.
+
+    These (the encoder's output, projected keys) are the same for all hypotheses of a sequence: selecting by parent
+    need not copy them.
+    """
+
+    tensors: Any
+    num_seqs: int
+    constant: tuple[bool, ...]
+
+
+class _StepScorer:
+    """The LabelScorer methods over a module's `step`."""
+
+    max_score = 0.0
+
+    def __init__(self, module: Any, vocab_size: int) -> None:
+        self.module = module
+        self.vocab_size = vocab_size
+
+    def _start(self, tensors: Any, num_seqs: int) -> _Rows:
+        return _Rows(tensors, num_seqs, (True,) * len(tensors_of(tensors)))
+
+    @torch.no_grad()
+    def score(self, labels: Tensor, state: _Rows) -> tuple[Tensor, _Rows]:
+        before = tensors_of(state.tensors)
+        versions = [_version(tensor) for tensor in before]
+        log_probs, tensors = self.module.step(labels.flatten(), state.tensors)
+        if log_probs.shape != (labels.numel(), self.vocab_size):
+            raise ValueError(
+                f"{type(self.module).__name__}.step returned log_probs of shape {tuple(log_probs.shape)}; "
+                f"expected ({labels.numel()} hypotheses, {self.vocab_size} labels)"
+            )
+        after = tensors_of(tensors)
+        constant = len(before) == len(after)
+        flags = tuple(
+            constant and was and new is old and _version(new) == version
+            for was, new, old, version in zip(state.constant, after, before, versions, strict=False)
+        )
+        flags += (False,) * (len(after) - len(flags))
+        return log_probs.view(*labels.shape, -1), _Rows(tensors, state.num_seqs, flags)
+
+    def select(self, state: _Rows, parents: Tensor) -> _Rows:
+        beam = _beam(state)
+        rows = rows_of(parents, beam)
+        constant = iter(state.constant)
+        same_rows = parents.shape[1] == beam
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor if next(constant) and same_rows else tensor.index_select(0, rows)
+
+        return state._replace(tensors=map_tensors(pick, state.tensors))
+
+    def keep(self, state: _Rows, seqs: Tensor) -> _Rows:
+        beam = _beam(state)
+        rows = (seqs[:, None] * beam + torch.arange(beam, device=seqs.device)).flatten()
+        tensors = map_tensors(lambda tensor: tensor.index_select(0, rows), state.tensors)
+        return state._replace(tensors=tensors, num_seqs=len(seqs))
+
+
+def _beam(state: _Rows) -> int:
+    tensors = tensors_of(state.tensors)
+    return len(tensors[0]) // state.num_seqs if tensors else 1
+
+
+def _version(tensor: Tensor) -> int:
+    """Grows with every change in place. Inference tensors have none and can't be changed outside inference mode, where
+    searches run.
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class DecoderScorer(_StepScorer):
+    """An attention decoder as a scorer: log p(label | labels before, encoder).
+
+    Arguments:
+        decoder: a `Decoder` (any module with `initial_state` and `step`).
+        vocab_size: V.
+    """
+
+    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+        super().__init__(decoder, vocab_size)
+
+    @torch.no_grad()
+    def initial_state(self, encoded: Encoded) -> _Rows:
+        if encoded.encoder is None:
+            raise ValueError("a decoder scorer needs the encoder's output (Encoded.encoder), which is missing")
+        return self._start(self.module.initial_state(encoded.encoder, encoded.lengths), encoded.num_seqs)
+
+
+class LanguageModelScorer(_StepScorer):
+    """A language model as a scorer: log p(label | labels before).
+
+    Arguments:
+        model: a `LanguageModel` (any module with `initial_state` and `step`).
+        vocab_size: V.
+    """
+
+    def __init__(self, model: LanguageModel, vocab_size: int) -> None:
+        super().__init__(model, vocab_size)
+
+    @torch.no_grad()
+    def initial_state(self, encoded: Encoded) -> _Rows:
+        return self._start(self.module.initial_state(encoded.num_seqs, encoded.device), encoded.num_seqs)
