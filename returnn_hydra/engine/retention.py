@@ -1,0 +1,61 @@
+"""Which checkpoints are kept: the last, the best by one declared score, and named epochs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from returnn_hydra.engine.checkpoint import CheckpointStore
+
+SAFETY = 2
+"""So many newest valid checkpoints are never deleted: one may become damaged."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """All None and empty: everything is kept."""
+
+    keep_last: int | None = None
+    keep_best: int | None = None
+    keep_epochs: Collection[int] = ()
+
+    def to_delete(self, epochs: Collection[int], scores: Mapping[int, float]) -> list[int]:
+        """The epochs that nothing asks for, ascending.
+
+        Args:
+            epochs: those with a checkpoint.
+            scores: epoch to the declared score, lower is better; NaN is worst, and of equal ones the earlier is better.
+        """
+        if self.keep_last is None and self.keep_best is None and not self.keep_epochs:
+            return []
+        ordered = sorted(epochs)
+        ranked = sorted((scores[epoch], epoch) for epoch in ordered if not math.isnan(scores.get(epoch, math.nan)))
+        keep = set(self.keep_epochs)
+        keep.update(ordered[-max(self.keep_last or 0, SAFETY) :])
+        keep.update(epoch for _, epoch in ranked[: self.keep_best or 0])
+        return [epoch for epoch in ordered if epoch not in keep]
+
+    def apply(self, store: CheckpointStore, scores: Mapping[int, float]) -> list[int]:
+        """Delete what is not needed, model, optimizer and manifest together; returns the deleted epochs.
+
+        The newest checkpoints are read again first: nothing is deleted unless enough of them are valid.
+        """
+        epochs = store.epochs()
+        unneeded = self.to_delete(epochs, scores)
+        if not unneeded:
+            return []
+        safe: list[int] = []
+        for epoch in reversed(epochs):
+            if store.is_valid(store.manifest(store.epoch_name(epoch))):
+                safe.append(epoch)
+            if len(safe) == SAFETY:
+                break
+        deleted = [epoch for epoch in unneeded if len(safe) == SAFETY and epoch < safe[-1]]
+        for epoch in deleted:
+            store.remove_epoch(epoch)
+        if deleted:
+            logger.info("Deleted the checkpoints of epochs %s", ", ".join(map(str, deleted)))
+        return deleted
