@@ -1,0 +1,465 @@
+"""Which sequences make up which batch.
+
+Greedy, in the order of the epoch: a sequence starts a new batch if the padded batch would get larger than `batch_size`
+frames with it. A batch of n sequences with the lengths t_1 .. t_n fits if n * max(t) <= batch_size, that is, if
+n <= batch_size // t_i for every i. So all limits of all streams come down to one number per sequence, the most
+sequences of a batch that it can be in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from returnn_hydra.data.dataset import DataError
+
+Lengths = Mapping[str, np.ndarray]
+"""Stream name to (N,) frames of every sequence of the corpus."""
+PerStream = int | Mapping[str, int] | None
+"""One number for every stream with a time axis, or by stream."""
+UNLIMITED = 2**62
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The entries of one batch."""
+
+    indices: np.ndarray
+    """(n,) sequences of the corpus."""
+    starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ends: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Stream to (n,) frames: the chunk of each entry; a stream that is not there is used whole."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to the sequences of an epoch on their way to the batches."""
+
+    num_filtered: int = 0
+    """Sequences shorter than `min_seq_length` or longer than `max_seq_length`."""
+    num_too_long: int = 0
+    """Sequences longer than `batch_size`: each is a batch alone, or was skipped."""
+    num_skipped: int = 0
+    """Those of them that were skipped (`on_too_long: skip`)."""
+    num_without_chunk: int = 0
+    """Sequences shorter than `min_chunk_size`."""
+    num_split: int = 0
+    """Batches cut in two so that every rank gets the same number."""
+    num_left_out: int = 0
+    """Batches no rank gets, because even cut in two they do not come out even."""
+
+    def warnings(self) -> list[str]:
+        """One line for each thing a user should know."""
+        lines = {
+            "num_filtered": "sequences left out by min_seq_length / max_seq_length",
+            "num_too_long": "sequences longer than batch_size (on_too_long)",
+            "num_skipped": "of them skipped",
+            "num_without_chunk": "sequences shorter than min_chunk_size left out",
+            "num_split": "batches cut in two, so that every rank gets the same number",
+            "num_left_out": "batches left out, because the ranks cannot get the same number",
+        }
+        return [f"{getattr(self, name)} {text}" for name, text in lines.items() if getattr(self, name)]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All batches of an epoch, as arrays: batch i has the entries offsets[i] .. offsets[i+1]-1."""
+
+    indices: np.ndarray
+    """(M,) int64 sequence of every entry."""
+    offsets: np.ndarray
+    """(num_batches + 1,) int64."""
+    starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Chunking: stream to (M,) first frame of every entry."""
+    ends: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Chunking: stream to (M,) the frame after the last."""
+    report: Report = Report()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, batch: int) -> Piece:
+        if not 0 <= batch < len(self):
+            raise IndexError(f"batch {batch} of {len(self)}")
+        part = slice(int(self.offsets[batch]), int(self.offsets[batch + 1]))
+        return Piece(
+            self.indices[part],
+            {name: values[part] for name, values in self.starts.items()},
+            {name: values[part] for name, values in self.ends.items()},
+        )
+
+    def __iter__(self) -> Iterator[Piece]:
+        return (self[batch] for batch in range(len(self)))
+
+    def sizes(self) -> np.ndarray:
+        """Sequences in every batch, (num_batches,)."""
+        return np.diff(self.offsets)
+
+    def select(self, batches: np.ndarray) -> Batches:
+        """These batches, in this order."""
+        sizes = self.sizes()[batches]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        entries = np.repeat(self.offsets[:-1][batches] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return replace(
+            self,
+            indices=self.indices[entries],
+            offsets=offsets,
+            starts={name: values[entries] for name, values in self.starts.items()},
+            ends={name: values[entries] for name, values in self.ends.items()},
+        )
+
+    def shuffled(self, rng: np.random.RandomState, block: int | None = None) -> Batches:
+        """The same batches in another order; `block`: only within every `block` batches in a row."""
+        order = np.arange(len(self))
+        for start in range(0, len(self), block or max(len(self), 1)):
+            rng.shuffle(order[start : start + (block or len(self))])
+        return self.select(order)
+
+    def deal(self, rank: int, world_size: int) -> Batches:
+        """The batches of one rank: every world_size-th one, the same number for every rank, each batch to one rank.
+
+        If they don't come out even, the batches with the most sequences are cut in two. Only if there are not enough of
+        more than one sequence, the last batches are left out (`report.num_left_out`).
+        """
+        if world_size == 1:
+            return self
+        missing = -len(self) % world_size
+        sizes = self.sizes()
+        if missing and np.count_nonzero(sizes > 1) >= missing:
+            cut = np.sort(np.argsort(-sizes, kind="stable")[:missing])
+            middle = self.offsets[cut] + (sizes[cut] + 1) // 2
+            dealt = replace(
+                self,
+                offsets=np.insert(self.offsets, cut + 1, middle),
+                report=replace(self.report, num_split=missing),
+            )
+            return dealt.select(np.arange(rank, len(dealt), world_size))
+        even = len(self) - len(self) % world_size
+        report = replace(self.report, num_left_out=len(self) - even)
+        return replace(self, report=report).select(np.arange(rank, even, world_size))
+
+    def lengths(self, lengths: np.ndarray, stream: str) -> np.ndarray:
+        """Frames of every entry in a stream, (M,)."""
+        if stream in self.starts:
+            return self.ends[stream] - self.starts[stream]
+        return lengths[self.indices]
+
+    def num_frames(self, lengths: np.ndarray, stream: str) -> tuple[int, int]:
+        """Frames of a stream in the epoch: (real ones, with padding)."""
+        if len(self) == 0:
+            return 0, 0
+        entries = self.lengths(lengths, stream)
+        longest = np.maximum.reduceat(entries, self.offsets[:-1])
+        return int(entries.sum()), int((longest * self.sizes()).sum())
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the sequences of an epoch are put into batches.
+
+    Raises:
+        ValueError: an option that is out of range.
+    """
+
+    batch_size: PerStream | Callable[..., Any] = None
+    """Most frames of a padded batch, max(length) * sequences, in every stream (or those named). None: no limit.
+    A function of (epoch, seq_idx, epoch_continuous: those it takes) is asked for every sequence."""
+    max_seqs: int | Callable[..., Any] | None = None
+    """Most sequences of a batch; None or -1: no limit."""
+    packed_batch_size: PerStream = None
+    """Most frames of a batch without padding."""
+    min_seq_length: PerStream = None
+    max_seq_length: PerStream = None
+    """Shorter and longer sequences are left out, before the corpus is split into epochs."""
+    chunking: Any = None
+    """Cut sequences: size, "size:step" or [size, step] in frames, or both by stream: [{data: 60}, {data: 30}]."""
+    min_chunk_size: PerStream = None
+    """Shorter chunks are left out."""
+    on_too_long: str = "alone"
+    """A sequence longer than `batch_size`: a batch `alone`, `skip` it, or an `error`."""
+    shuffle_batches: bool | int = False
+    """Shuffle the batches of an epoch; a number: only within so many in a row."""
+    buckets: Sequence[tuple[int, int]] | None = None
+    """Instead of `batch_size` and `max_seqs`: (longest length, sequences) of each bucket. A sequence goes to the first
+    that it fits into, and a full bucket is a batch. Longer sequences are skipped, or an error by `on_too_long`."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "packed_batch_size", "max_seqs"):
+            for value in _values(getattr(self, name)):
+                if (
+                    not isinstance(value, int)
+                    or isinstance(value, bool)
+                    or (value < 1 and (name, value) != ("max_seqs", -1))
+                ):
+                    raise ValueError(f"{name}={getattr(self, name)!r}: expected a whole number from 1")
+        if self.on_too_long not in ("alone", "skip", "error"):
+            raise ValueError(f"on_too_long={self.on_too_long!r}: expected alone, skip or error")
+        if self.buckets is not None and not all(length > 0 and num_seqs > 0 for length, num_seqs in self.buckets):
+            raise ValueError(f"buckets={self.buckets!r}: expected pairs (longest length, sequences)")
+        parse_chunking(self.chunking)
+
+    def passes(self, lengths: Lengths) -> np.ndarray | None:
+        """(N,) bool: sequences within `min_seq_length` and `max_seq_length`; None: no filter is set."""
+        keep = None
+        for limits, inside in ((self.min_seq_length, np.greater_equal), (self.max_seq_length, np.less_equal)):
+            for stream, limit in _by_stream(limits, lengths).items():
+                passes = inside(lengths[stream], limit)
+                keep = passes if keep is None else keep & passes
+        return keep
+
+    def most_seqs(self, lengths: Lengths, max_seqs: int | None) -> np.ndarray:
+        """The most sequences in a batch with each of these; 0: it is longer than `batch_size`."""
+        some = next(iter(lengths.values()))
+        limit = UNLIMITED if max_seqs in (None, -1) else max_seqs
+        most = np.full(len(some), limit, np.int64)
+        limits = None if callable(self.batch_size) else self.batch_size
+        for stream, frames in _by_stream(limits, lengths).items():
+            np.minimum(most, frames // np.maximum(lengths[stream], 1), out=most)
+        return most
+
+    def make(
+        self, indices: np.ndarray, lengths: Lengths, epoch: int = 1, tag: Callable[[int], str] | None = None
+    ) -> Batches:
+        """All batches of an epoch, in time linear in the number of sequences.
+
+        Args:
+            indices: (n,) the sequences in their order.
+            tag: the name of a sequence, for errors.
+
+        Raises:
+            DataError: a sequence longer than `batch_size` with `on_too_long: error`; streams that chunk unevenly.
+        """
+        entries, starts, ends, report = self._cut(np.asarray(indices), lengths, tag)
+        used = {
+            name: ends[name] - starts[name] if name in starts else values[entries] for name, values in lengths.items()
+        }
+        if not used:
+            used = {"": np.zeros(len(entries), np.int64)}
+        too_long = self._too_long(used)
+        num_too_long = int(np.count_nonzero(too_long))
+        if num_too_long and self.on_too_long == "error":
+            raise DataError(self._describe_too_long(int(np.argmax(too_long)), entries, used, tag))
+        if num_too_long and (self.on_too_long == "skip" or self.buckets is not None):
+            keep = ~too_long
+            entries = entries[keep]
+            used, starts, ends = ({k: v[keep] for k, v in values.items()} for values in (used, starts, ends))
+            report = replace(report, num_skipped=num_too_long)
+        report = replace(report, num_too_long=num_too_long)
+        if self.buckets is not None:
+            order, offsets = self._fill_buckets(next(iter(used.values())))
+            entries = entries[order]
+            starts, ends = ({k: v[order] for k, v in values.items()} for values in (starts, ends))
+        else:
+            offsets = self._offsets(used, epoch)
+        return Batches(entries, offsets, starts, ends, report)
+
+    def _too_long(self, used: Lengths) -> np.ndarray:
+        if self.buckets is not None:
+            return next(iter(used.values())) > max(length for length, _ in self.buckets)
+        if self.batch_size is None or callable(self.batch_size):
+            return np.zeros(len(next(iter(used.values()))), np.bool_)
+        return self.most_seqs(used, None) == 0
+
+    def _describe_too_long(
+        self, entry: int, entries: np.ndarray, used: Lengths, tag: Callable[[int], str] | None
+    ) -> str:
+        index = int(entries[entry])
+        name = tag(index) if tag else f"number {index}"
+        limit = self.buckets if self.buckets is not None else self.batch_size
+        frames = ", ".join(f"{stream}: {values[entry]}" for stream, values in used.items())
+        return f"sequence {name!r} is longer (frames of {frames}) than a batch may be ({limit}), and on_too_long=error"
+
+    def _offsets(self, used: Lengths, epoch: int) -> np.ndarray:
+        """Where each batch begins, and the end."""
+        if callable(self.batch_size) or callable(self.max_seqs) or self.packed_batch_size is not None:
+            num = len(next(iter(used.values())))
+            steps = ({name: int(values[i]) for name, values in used.items()} for i in range(num))
+            return np.fromiter(self._greedy_steps(steps, epoch, num), np.int64)
+        return greedy_offsets(self.most_seqs(used, self.max_seqs))
+
+    def _greedy_steps(self, steps: Iterable[Mapping[str, int]], epoch: int, num_seqs: int) -> Iterator[int]:
+        filler = Filler(self, epoch, num_seqs)
+        count = 0
+        for lengths in steps:
+            if filler.starts_new_batch(lengths):
+                yield count
+            count += 1
+        if count == 0:
+            yield 0
+        yield count
+
+    def _fill_buckets(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Entries in the order in which the buckets fill, and where each batch begins."""
+        assert self.buckets is not None
+        buckets = sorted(tuple(bucket) for bucket in self.buckets)
+        choice = np.searchsorted([length for length, _ in buckets], lengths).tolist()
+        filling: list[list[int]] = [[] for _ in buckets]
+        order: list[int] = []
+        offsets = [0]
+        for entry, bucket in enumerate(choice):
+            filling[bucket].append(entry)
+            if len(filling[bucket]) == buckets[bucket][1]:
+                order += filling[bucket]
+                offsets.append(len(order))
+                filling[bucket] = []
+        for rest in filling:
+            if rest:
+                order += rest
+                offsets.append(len(order))
+        return np.asarray(order, np.int64), np.asarray(offsets, np.int64)
+
+    def _cut(
+        self, indices: np.ndarray, lengths: Lengths, tag: Callable[[int], str] | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], Report]:
+        """Entries (sequences, or their chunks) with the first and the last frames of the cut streams."""
+        chunking = parse_chunking(self.chunking)
+        if chunking is None:
+            return indices, {}, {}, Report()
+        smallest = _by_stream(self.min_chunk_size, lengths)
+        counts: dict[str, np.ndarray] = {}
+        for stream, (size, step) in _chunked_streams(chunking, lengths).items():
+            least = max(smallest.get(stream, 1), 1)
+            frames = lengths[stream][indices]
+            counts[stream] = np.maximum((frames - least) // step + 1, 0) if size >= least else np.zeros_like(frames)
+        first, *others = counts
+        for other in others:
+            unequal = np.nonzero(counts[first] != counts[other])[0]
+            if len(unequal):
+                index = int(indices[unequal[0]])
+                name = tag(index) if tag else f"number {index}"
+                raise DataError(
+                    f"chunking={self.chunking!r}: sequence {name!r} has {lengths[first][index]} frames in stream "
+                    f"{first!r} and {lengths[other][index]} in {other!r}, which gives {counts[first][unequal[0]]} and "
+                    f"{counts[other][unequal[0]]} chunks; expected the same number"
+                )
+        number = counts[first]
+        entries = np.repeat(indices, number)
+        within = np.arange(len(entries)) - np.repeat(np.cumsum(number) - number, number)
+        starts, ends = {}, {}
+        for stream, (size, step) in _chunked_streams(chunking, lengths).items():
+            starts[stream] = within * step
+            ends[stream] = np.minimum(starts[stream] + size, lengths[stream][entries])
+        return entries, starts, ends, Report(num_without_chunk=int(np.count_nonzero(number == 0)))
+
+
+class Filler:
+    """Fills batches in one pass, sequence after sequence.
+
+    For sources whose lengths only come with the data, and for limits that change within an epoch.
+    """
+
+    def __init__(self, batching: Batching, epoch: int = 1, num_seqs: int | None = None) -> None:
+        self.batching = batching
+        self.epoch = epoch
+        self.num_seqs = num_seqs
+        self.seq_idx = 0
+        """Sequences seen so far."""
+        self.size = 0
+        """Sequences in the current batch."""
+        self.longest: dict[str, int] = {}
+        self.total: dict[str, int] = {}
+
+    def starts_new_batch(self, lengths: Mapping[str, int]) -> bool:
+        """Take one more sequence: True if it is the first of a batch (also of the very first one)."""
+        batch_size = _by_stream(self._limit(self.batching.batch_size), lengths)
+        packed = _by_stream(self.batching.packed_batch_size, lengths)
+        max_seqs = self._limit(self.batching.max_seqs)
+        full = self.size >= (UNLIMITED if max_seqs in (None, -1) else max_seqs)
+        longest = {name: max(self.longest.get(name, 0), length) for name, length in lengths.items()}
+        full = full or any(longest[name] * (self.size + 1) > limit for name, limit in batch_size.items())
+        full = full or any(self.total.get(name, 0) + lengths[name] > limit for name, limit in packed.items())
+        starts = full or self.size == 0
+        if starts:
+            self.size, self.total, longest = 0, {}, dict(lengths)
+        self.size += 1
+        self.longest = longest
+        self.total = {name: self.total.get(name, 0) + length for name, length in lengths.items()}
+        self.seq_idx += 1
+        return starts
+
+    def is_too_long(self, lengths: Mapping[str, int]) -> bool:
+        """Whether even alone this sequence is more than `batch_size`."""
+        batch_size = _by_stream(self._limit(self.batching.batch_size), lengths)
+        return any(lengths[name] > limit for name, limit in batch_size.items())
+
+    def _limit(self, limit: Any) -> Any:
+        if not callable(limit):
+            return limit
+        done = (self.seq_idx + 1) / self.num_seqs if self.num_seqs else 0.0
+        return limit(epoch=self.epoch, seq_idx=self.seq_idx, epoch_continuous=self.epoch - 1 + done)
+
+
+def greedy_offsets(most_seqs: np.ndarray) -> np.ndarray:
+    """Where each batch begins, and the end, (num_batches + 1,).
+
+    Args:
+        most_seqs: (n,) the most sequences that may be in a batch with each one. 0 counts as 1: alone.
+    """
+    offsets = [0]
+    size, most = 0, UNLIMITED
+    for start in range(0, len(most_seqs), BLOCK):  # in blocks: a list of all numbers would take ten times the memory
+        for position, own in enumerate(most_seqs[start : start + BLOCK].tolist(), start):
+            most = min(own, most)
+            if size >= most and size:
+                offsets.append(position)
+                size, most = 1, own
+            else:
+                size += 1
+    if len(most_seqs):
+        offsets.append(len(most_seqs))
+    return np.asarray(offsets, np.int64)
+
+
+def parse_chunking(chunking: Any) -> tuple[PerStream, PerStream] | None:
+    """(size, step) of a `chunking` option.
+
+    Raises:
+        ValueError: not one of the forms.
+    """
+    if chunking in (None, 0, "0", ""):
+        return None
+    size, step = chunking, chunking
+    if isinstance(chunking, str):
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", chunking)
+        size, step = (int(match[1]), int(match[2] or match[1])) if match else (None, None)
+    elif isinstance(chunking, Sequence) and len(chunking) == 2:
+        size, step = chunking
+    same = not isinstance(size, Mapping) or (isinstance(step, Mapping) and size.keys() == step.keys())
+    if not all(isinstance(v, int) and v > 0 for v in (*_values(size), *_values(step))) or not same or size is None:
+        raise ValueError(
+            f'chunking={chunking!r}: expected size, "size:step" or [size, step] in frames, numbers from 1, '
+            "or both by stream: [{data: 60}, {data: 30}]"
+        )
+    return size, step
+
+
+def _chunked_streams(chunking: tuple[PerStream, PerStream], lengths: Lengths) -> dict[str, tuple[int, int]]:
+    sizes, steps = (_by_stream(value, lengths) for value in chunking)
+    return {name: (size, steps[name]) for name, size in sizes.items()}
+
+
+def _values(option: Any) -> list[Any]:
+    if option is None or callable(option):
+        return []
+    return list(option.values()) if isinstance(option, Mapping) else [option]
+
+
+def _by_stream(option: PerStream, lengths: Mapping[str, Any]) -> Mapping[str, int]:
+    """One number per stream; a single number holds for all of them.
+
+    Raises:
+        ValueError: a stream that does not exist.
+    """
+    if option is None:
+        return {}
+    if not isinstance(option, Mapping):
+        return dict.fromkeys(lengths, option)
+    for name in option:
+        if name not in lengths:
+            raise ValueError(f"{dict(option)}: no stream {name!r} with a time axis (there is: {', '.join(lengths)})")
+    return option

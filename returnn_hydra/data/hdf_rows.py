@@ -1,0 +1,84 @@
+"""Reading rows of one data set of an HDF file: in blocks, and from memory the second time.
+
+A block of rows is read when one of its rows is first asked for, and stays. The memory is shared between a process and
+the loader workers it forks: who reads a block first reads it for all.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+BLOCK_BYTES = 4 << 20
+"""Read at once into the cache."""
+GAP_BYTES = 16 << 10
+"""Without a cache: sequences that are closer than this are read together, with what is between them."""
+RUN_BYTES = 64 << 20
+"""... up to so much."""
+
+
+class RowCache:
+    """Room for all rows of a data set; memory is only taken for blocks that were read."""
+
+    def __init__(self, num_rows: int, row_shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int = 1) -> None:
+        row_bytes = max(int(dtype.itemsize * np.prod(row_shape, dtype=np.int64)), 1)
+        self.block_rows = max(BLOCK_BYTES // (row_bytes * chunk_rows), 1) * chunk_rows
+        self.num_rows = num_rows
+        shape = (num_rows, *row_shape)
+        self.rows = np.frombuffer(_shared_memory(num_rows * row_bytes), dtype, int(np.prod(shape))).reshape(shape)
+        num_blocks = -(-num_rows // self.block_rows)
+        self.loaded = np.frombuffer(_shared_memory(num_blocks), np.bool_, num_blocks)
+
+    def get(self, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop-1, as a view of the cache."""
+        first, last = start // self.block_rows, (stop - 1) // self.block_rows
+        for block in range(first, last + 1):
+            if not self.loaded[block]:
+                a, b = block * self.block_rows, min((block + 1) * self.block_rows, self.num_rows)
+                dataset.read_direct(self.rows, np.s_[a:b], np.s_[a:b])
+                self.loaded[block] = True
+        return self.rows[start:stop]
+
+
+def _shared_memory(num_bytes: int) -> mmap.mmap:
+    """Zeros that this process shares with those that it forks."""
+    return mmap.mmap(-1, max(num_bytes, 1))
+
+
+def read_rows(
+    dataset: h5py.Dataset, starts: Sequence[int], lengths: Sequence[int], cache: RowCache | None
+) -> list[Any]:
+    """The rows starts[i] .. starts[i]+lengths[i]-1 for every i.
+
+    Raises:
+        OSError: the file is damaged.
+    """
+    if cache is not None:
+        return [
+            cache.get(dataset, start, start + length) if length else cache.rows[:0]
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+    row_bytes = max(int(dataset.dtype.itemsize * np.prod(dataset.shape[1:], dtype=np.int64)), 1)
+    gap, longest_run = GAP_BYTES // row_bytes, RUN_BYTES // row_bytes
+    order = sorted((i for i, length in enumerate(lengths) if length), key=starts.__getitem__)
+    results: list[Any] = [dataset[0:0]] * len(starts) if len(order) < len(starts) else [None] * len(starts)
+    done = 0
+    while done < len(order):
+        begin = starts[order[done]]
+        end = begin + lengths[order[done]]
+        run = done + 1
+        while run < len(order):
+            start, stop = starts[order[run]], starts[order[run]] + lengths[order[run]]
+            if start - end > gap or stop - begin > longest_run:
+                break
+            end = max(end, stop)
+            run += 1
+        rows = dataset[begin:end]
+        for i in order[done:run]:
+            results[i] = rows[starts[i] - begin : starts[i] - begin + lengths[i]]
+        done = run
+    return results

@@ -1,0 +1,152 @@
+"""From a corpus to the batches of an epoch: order, batches, reading ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from returnn_hydra.batch import Batch, TensorSpec
+from returnn_hydra.data.batching import Batches, Batching
+from returnn_hydra.data.collate import check_specs
+from returnn_hydra.data.dataset import DataError, Dataset
+from returnn_hydra.data.order import SeqOrder
+from returnn_hydra.data.reading import BatchReader, read_ahead, read_in_workers
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """The batches of every epoch of a data set.
+
+    The batches of an epoch are computed ahead, as arrays of indices, from nothing but the arguments and the epoch:
+    going on in the middle of an epoch is a jump.
+
+    Raises:
+        DataError: the data set has not what `specs` says.
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        specs: Mapping[str, TensorSpec] | None = None,
+        order: SeqOrder | None = None,
+        batching: Batching | None = None,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        check_finite: bool = False,
+        unique_seq_tags: bool = False,
+    ) -> None:
+        """
+        Args:
+            specs: the streams to use (extern_data); default: all that the data set has.
+            num_workers: processes that read; 0: this one, in a thread.
+            prefetch: batches that are read ahead (by each worker); 0: none.
+            pin_memory: batches in page-locked memory, for a GPU.
+            rank, world_size: with several processes, each gets its own batches, and all the same number.
+            check_finite: NaN or infinity in the data is an error.
+            unique_seq_tags: of sequences with the same tag only the first of the epoch's order is used.
+        """
+        if num_workers < 0 or prefetch < 0:
+            raise ValueError(f"num_workers={num_workers}, prefetch={prefetch}: expected numbers from 0")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: expected 0 to world_size-1={world_size - 1}")
+        self.dataset = dataset
+        self.specs = dict(specs if specs is not None else dataset.streams)
+        self.order = order or SeqOrder()
+        self.batching = batching or Batching()
+        self.num_workers = num_workers
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+        self.rank = rank
+        self.world_size = world_size
+        self.check_finite = check_finite
+        self.unique_seq_tags = unique_seq_tags
+        check_specs(self.specs, dataset.streams)
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of this rank in the epoch (counted from 1)."""
+        return len(self.batches(epoch))
+
+    def batches(self, epoch: int) -> Batches:
+        """The sequences of every batch of this rank in the epoch."""
+        return self._plan(epoch).deal(self.rank, self.world_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 1), beginning at batch number `start`.
+
+        Closing the iterator early ends its thread or its processes.
+
+        Raises:
+            DataError: a sequence can't be read or is not what its spec says; a worker process died.
+        """
+        batches = self.batches(epoch)
+        reader = BatchReader(self.dataset, self.specs, self.check_finite)
+        pieces = [(epoch, batches[i]) for i in range(start, len(batches))]
+        if self.num_workers:
+            return read_in_workers(reader, pieces, self.num_workers, self.prefetch, self.pin_memory)
+        return read_ahead(reader, pieces, self.prefetch, self.pin_memory)
+
+    def statistics(self, epoch: int) -> dict[str, Any]:
+        """Of this rank's epoch: numbers of batches, sequences and frames, padding, and what was left out."""
+        batches = self.batches(epoch)
+        lengths = self._lengths(self.dataset.at_epoch(epoch))
+        main = next(iter(lengths), None)
+        real, padded = batches.num_frames(lengths[main], main) if main else (len(batches.indices),) * 2
+        report = batches.report
+        return {
+            "num_batches": len(batches),
+            "num_seqs": len(np.unique(batches.indices)),
+            "num_frames": real,
+            "padding_fraction": round(1 - real / padded, 6) if padded else 0.0,
+            "num_filtered": report.num_filtered,
+            "num_too_long": report.num_too_long,
+            "num_skipped": report.num_skipped,
+            "num_left_out": report.num_left_out,
+            "warnings": report.warnings(),
+        }
+
+    def _lengths(self, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Frames of every sequence in every used stream with a time axis, the stream `data` first."""
+        names = sorted((name for name, spec in self.specs.items() if spec.has_time), key=lambda name: name != "data")
+        lengths = {}
+        for name in names:
+            values = dataset.seq_lengths(name)
+            if values is None:
+                raise DataError(
+                    f"stream {name!r}: {type(dataset).__name__} does not know the lengths of its sequences before reading"
+                )
+            lengths[name] = values
+        return lengths
+
+    def _make_plan(self, epoch: int) -> Batches:
+        """The epoch's batches, of all ranks."""
+        dataset = self.dataset.at_epoch(epoch)
+        lengths = self._lengths(dataset)
+        num_seqs = len(dataset)
+        keep = self.batching.passes(lengths)
+        sort_by: np.ndarray | int = num_seqs
+        if self.order.needs_lengths(epoch, num_seqs):
+            known = dataset.order_lengths()
+            sort_by = num_seqs if known is None else known
+        tag_ids = None
+        if self.unique_seq_tags:
+            tag_ids = np.unique(dataset.seq_tags(np.arange(num_seqs)), return_inverse=True)[1]
+        indices = self.order.indices(epoch, sort_by, keep, tag_ids)
+        batches = self.batching.make(indices, lengths, epoch, lambda index: dataset.seq_tags([index])[0])
+        if keep is not None:
+            report = replace(batches.report, num_filtered=int(np.count_nonzero(~keep)))
+            batches = replace(batches, report=report)
+        block = self.batching.shuffle_batches
+        if block or self.order.shuffles_batches(epoch, num_seqs):
+            batches = batches.shuffled(self.order.batch_rng(epoch), None if block in (True, False) else int(block))
+        return batches
