@@ -16,7 +16,7 @@ class BLSTM(nn.Module):
 
     Args:
         input_dim: F.
-        output_dim: C.
+        output_dim: C; None: no output layer, the top layer's 2H features (also as attribute `output_dim`).
         hidden_dim: H.
         num_layers: bidirectional layers, each reading both directions of the one below.
         dropout: on the outputs of every layer, in training.
@@ -26,7 +26,7 @@ class BLSTM(nn.Module):
     def __init__(
         self,
         input_dim: int,
-        output_dim: int,
+        output_dim: int | None = None,
         hidden_dim: int = 64,
         num_layers: int = 1,
         dropout: float = 0.0,
@@ -36,17 +36,18 @@ class BLSTM(nn.Module):
         self.input_noise = input_noise
         self.lstm = LSTM(input_dim, hidden_dim, num_layers, bidirectional=True, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(2 * hidden_dim, output_dim)
+        self.output = nn.Identity() if output_dim is None else nn.Linear(2 * hidden_dim, output_dim)
+        self.output_dim = 2 * hidden_dim if output_dim is None else output_dim
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (before softmax) and their lengths.
+        """Logits (before softmax), or features without an output layer, and their lengths.
 
         Args:
             features: (B, T, F).
             lengths: (B,).
 
         Returns:
-            (B, T, C) and (B,).
+            (B, T, C) or (B, T, 2H), and (B,).
         """
         if self.training and self.input_noise > 0.0:
             features = features + self.input_noise * torch.randn_like(features)
