@@ -109,6 +109,15 @@ class Batch:
 
         return replace(self, tensors=move(self.tensors), lengths=move(self.lengths))
 
+    def select(self, start: int, stop: int) -> Batch:
+        """Sequences start .. stop-1, with the padding that they need."""
+        lengths = {name: value[start:stop] for name, value in self.lengths.items()}
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            part = tensor[start:stop]
+            tensors[name] = part[:, : int(lengths[name].max())] if name in lengths else part
+        return replace(self, tensors=tensors, lengths=lengths, seq_tags=self.seq_tags[start:stop])
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (torch's DataLoader calls this)."""
 

@@ -1,0 +1,55 @@
+"""The command line: Hydra composes, the task runs, every error becomes one short message and an exit code.
+
+Nothing here imports torch, numpy or h5py, so that --help, --cfg and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from returnn_hydra.config.hydra_errors import explain
+from returnn_hydra.config.paths import config_dir
+from returnn_hydra.config.saved_run import with_saved_overrides
+from returnn_hydra.config.schema import register
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+def run_job(composed: DictConfig) -> Any:
+    """One job: a whole command, or one of a sweep."""
+    from returnn_hydra.tasks.job import run
+
+    return run(composed)
+
+
+def main() -> None:
+    """Run the command line in sys.argv; exit code 0, or the error's own (README, "Exit codes")."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
+    try:
+        sys.argv[1:] = with_saved_overrides(sys.argv[1:])
+        run_job()
+    except Exception as error:
+        sys.exit(_report(error, wants_traceback))
+    except KeyboardInterrupt:
+        print("ERROR 130: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _report(error: Exception, wants_traceback: bool) -> int:
+    """Print the error; returns the exit code."""
+    from returnn_hydra.engine.errors import FAILED, exit_code_of, last_line
+
+    config_error = explain(error)
+    code = 2 if config_error else exit_code_of(error)
+    if wants_traceback or code == FAILED:
+        traceback.print_exception(error)
+    print(f"ERROR {code}: {config_error}" if config_error else last_line(error), file=sys.stderr)
+    return code

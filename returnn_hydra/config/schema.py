@@ -1,0 +1,164 @@
+"""The typed root of the configuration: the keys of conf/config.yaml, their types and their defaults.
+
+Imported by every command line, so nothing here imports torch, numpy or h5py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class StreamConf:
+    """One entry of extern_data or model_outputs (see returnn_hydra.batch.TensorSpec)."""
+
+    dim: int | None = None
+    shape: list[int | None] | None = None
+    sparse: bool = False
+    dtype: str | None = None
+    available_for_inference: bool = True
+    vocab: Any = None
+    same_length_as: str | None = None
+
+
+@dataclass
+class DatasetConf:
+    """One data set: where the sequences come from, in which order, and in what batches."""
+
+    source: Any = MISSING
+    """A node with `_target_`: a returnn_hydra.data source."""
+    seq_ordering: Any = "default"
+    seed: int | None = None
+    """Of the ordering; default: the run's seed."""
+    partition_epoch: int = 1
+    repeat_epoch: int = 1
+    seq_list_filter: Any = None
+    """Tags to use: a text file with one tag per line, or a list."""
+    batch_size: Any = None
+    max_seqs: int | None = None
+    min_seq_length: Any = None
+    max_seq_length: Any = None
+    chunking: Any = None
+    min_chunk_size: Any = 0
+    on_too_long: str = "alone"
+    shuffle_batches: bool = False
+    num_workers: int = 0
+    check_finite: bool = False
+
+
+@dataclass
+class DatasetsConf:
+    train: DatasetConf | None = None
+    dev: DatasetConf | None = None
+    eval: DatasetConf | None = None
+    extra: dict[str, DatasetConf] = field(default_factory=dict)
+    """Further data sets by name; evaluated after every epoch like dev and eval."""
+
+
+@dataclass
+class CheckpointEveryConf:
+    """Checkpoints inside an epoch, beside the one at its end; null: none."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+
+@dataclass
+class Config:
+    """The whole configuration of one run."""
+
+    task: Any = MISSING
+    name: str | None = None
+    run: str | None = None
+    overrides: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    outputs: str = "outputs"
+
+    device: str = "auto"
+    seed: int = 1
+    num_threads: int | None = None
+    log_verbosity: int = 3
+    log_every: int = 10
+
+    extern_data: dict[str, StreamConf] = field(default_factory=dict)
+    model_outputs: dict[str, StreamConf] = field(default_factory=dict)
+    datasets: DatasetsConf = field(default_factory=DatasetsConf)
+    model: Any = MISSING
+    train_step: Any = MISSING
+    forward_step: Any = None
+    forward_callback: Any = None
+    forward_data: str = "eval"
+    evaluate_data: Any = None
+    optimizer: Any = MISSING
+    learning_rate: float = 1e-3
+    learning_rate_control: Any = None
+    search: Any = None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    debug: Any = None
+    output_file: str | None = None
+
+    batch_size: Any = None
+    max_seqs: int | None = None
+    num_epochs: int = 5
+    load_epoch: Any = "last"
+    init_from: Any = None
+    loss_normalization: str = "mean"
+    grad_accum_steps: int = 1
+    max_grad_norm: float | None = None
+    max_grad_value: float | None = None
+    gradient_noise: float = 0.0
+    weight_decay_exclude: list[str] | None = None
+    learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
+    amp: str = "none"
+    compile: bool = False
+    distributed: str = "ddp"
+
+    score: str | None = None
+    keep_last: int | None = None
+    keep_best: int | None = None
+    keep_epochs: list[int] = field(default_factory=list)
+    checkpoint_every: CheckpointEveryConf = field(default_factory=CheckpointEveryConf)
+    allow_changed: list[str] = field(default_factory=list)
+    on_nonfinite: str = "stop"
+    max_consecutive_nonfinite: int = 10
+    on_oom: str = "stop"
+    stop_after: str | None = None
+    steal_lock: bool = False
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_normalization": ("mean", "sum"),
+    "amp": ("none", "bfloat16", "float16"),
+    "distributed": ("ddp", "fsdp"),
+    "on_nonfinite": ("stop", "skip", "rollback"),
+    "on_oom": ("stop", "split"),
+}
+"""Flat keys whose value is one of a few words."""
+
+MINIMUM: dict[str, float] = {
+    "num_epochs": 1,
+    "max_seqs": 1,
+    "learning_rate": 0.0,
+    "grad_accum_steps": 1,
+    "max_grad_norm": 0.0,
+    "max_grad_value": 0.0,
+    "gradient_noise": 0.0,
+    "keep_last": 1,
+    "keep_best": 0,
+    "num_threads": 1,
+    "log_every": 1,
+    "log_verbosity": 0,
+    "max_consecutive_nonfinite": 1,
+}
+"""Smallest allowed value of flat numeric keys."""
+
+
+def register() -> None:
+    """Make the schema known to Hydra, under a name that is no choice of any group."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config, package="_global_")

@@ -1,0 +1,46 @@
+"""Which device a run uses, and the random numbers of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+
+import numpy as np
+import torch
+
+
+def select_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `gpu` (= cuda), `cuda:N` or `mps` to a device that is there.
+
+    Raises:
+        ValueError: no such device word, or this machine has no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps" and has_mps:
+        return torch.device("mps")
+    wanted = re.fullmatch(r"(?:gpu|cuda)(?::?(\d+))?", name)
+    if wanted and int(wanted[1] or 0) < torch.cuda.device_count():
+        return torch.device(f"cuda:{wanted[1]}" if wanted[1] else "cuda")
+    if wanted or name == "mps":
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *(["mps"] * has_mps)]
+        raise ValueError(f"device={name}: not on this machine, which has {', '.join(there)}")
+    raise ValueError(f"device={name!r}: expected auto, cpu, gpu, cuda, cuda:N or mps")
+
+
+def seed_of(*parts: int) -> int:
+    """A well-mixed seed in [0, 2**63) from whole numbers such as (seed, epoch, step, rank)."""
+    digest = hashlib.sha256(b"".join(part.to_bytes(8, "big", signed=True) for part in parts)).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch, numpy and Python's random from (seed, epoch, step, ...), so that this point can be entered again."""
+    seed = seed_of(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,0 +1,35 @@
+"""Scores of a model on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.engine.scores import Score, ScoreSums
+
+TrainStep = Callable[[nn.Module, Batch], Mapping[str, Loss]]
+
+
+def evaluate(
+    model: nn.Module, train_step: TrainStep, batches: Iterable[Batch], device: torch.device, autocast: Any
+) -> dict[str, Score]:
+    """The losses of `train_step` over all batches, without dropout and gradients.
+
+    Args:
+        autocast: a context manager factory: mixed precision as in training.
+    """
+    sums = ScoreSums()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                with autocast():
+                    sums.add(train_step(model, batch.to(device)))
+    finally:
+        model.train(was_training)
+    return sums.scores()

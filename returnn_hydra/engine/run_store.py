@@ -1,0 +1,241 @@
+"""What a training run leaves on the disk, and how it goes on from there.
+
+The truth is in the checkpoints: each manifest holds the records of the epochs before it. `scores.jsonl` has the same records
+for people and programs, one line per epoch, and spares a resumed run the evaluation of the newest epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
+from returnn_hydra.engine.errors import ChangedConfigError
+from returnn_hydra.engine.files import FileSystem, write_text
+from returnn_hydra.engine.log import FILES
+from returnn_hydra.engine.manifest import Progress
+from returnn_hydra.engine.records import EpochRecord
+from returnn_hydra.engine.retention import Retention
+from returnn_hydra.engine.saver import BackgroundSaver
+from returnn_hydra.engine.signals import StopRequest
+
+if TYPE_CHECKING:
+    from returnn_hydra.engine.trainer import Trainer
+
+SCORES_FILE = "scores.jsonl"
+Item = TypeVar("Item")
+RecordWriter = Callable[[Path, Sequence[EpochRecord]], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunStore:
+    """Checkpoints, scores and stop requests of one run; used as a context manager, with the folder's lock held."""
+
+    folder: Path
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What a resumed run must share, flat: `{"batch_size": 1000, "model.hidden_dim": 64, ...}`."""
+    allow_changed: Sequence[str] = ()
+    retention: Retention = Retention()
+    score: str | None = None
+    """Name of the score that `retention` calls best; None: the first of dev."""
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    writers: Sequence[RecordWriter] = ()
+    """Further files with the records of all epochs."""
+    disk: FileSystem = field(default_factory=FileSystem)
+
+    def __enter__(self) -> RunStore:
+        checkpoints = self.folder / "checkpoints"
+        run_id = run_id_of_folder(checkpoints, self.disk)
+        self.checkpoints = CheckpointStore(checkpoints, run_id, self.fingerprint, disk=self.disk)
+        self.checkpoints.clean_up()
+        self.saver = BackgroundSaver(self.checkpoints)
+        self.saver.__enter__()
+        self.stop.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.stop.__exit__(kind, error, trace)
+        self.saver.__exit__(kind, error, trace)
+
+    def restore(self, trainer: Trainer) -> None:
+        """Load the newest valid checkpoint into the trainer, if there is one.
+
+        Raises:
+            ChangedConfigError: it was made with another configuration.
+            DamagedStateError: there are checkpoints, but no valid one.
+        """
+        checkpoint = self.checkpoints.load_newest(trainer.device)
+        self._saved_at = (time.monotonic(), trainer.updater.num_updates)
+        if checkpoint is None:
+            self.checkpoints.check_space(trainer.model.state_dict(), None)
+            logger.info("Starting at epoch 1")
+        else:
+            self._check_unchanged(checkpoint)
+            self._load(trainer, checkpoint)
+        self.stop.immediate = False
+
+    def _check_unchanged(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.manifest.fingerprint
+        changed = [
+            f"{key}: {saved.get(key)!r} -> {self.fingerprint.get(key)!r}"
+            for key in sorted({*saved, *self.fingerprint})
+            if saved.get(key) != self.fingerprint.get(key)
+            and not any(key == allowed or key.startswith(f"{allowed}.") for allowed in self.allow_changed)
+        ]
+        if changed:
+            raise ChangedConfigError(
+                f"{self.folder} has checkpoints of another configuration ({'; '.join(changed)}). "
+                "Use another name=, the old values, or allow_changed=[key,...]"
+            )
+
+    def _load(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        progress, state = checkpoint.progress, checkpoint.progress.state
+        trainer.model.load_state_dict(checkpoint.model)
+        if checkpoint.optimizer is not None:
+            trainer.updater.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        trainer.updater.load_state_dict(state["updater"])
+        trainer.sums.load_state_dict(state["sums"])
+        trainer.records = [EpochRecord.from_json(record) for record in state["records"]]
+        for name, callback in trainer.callbacks.items():
+            callback.load_state_dict(state["callbacks"].get(name, {}))
+        trainer.position.epoch = progress.epoch
+        trainer.position.seconds = state["seconds"]
+        if progress.batch is not None:
+            trainer.position.batch = progress.batch
+            total = trainer.train_data.num_batches(progress.epoch)
+            logger.info("Resumed at epoch %d, batch %d of %s", progress.epoch, progress.batch, total)
+            return
+        trainer.position.trained = True
+        finished = next((r for r in read_records(self.folder) if r.epoch == progress.epoch), None)
+        if finished is not None and set(trainer.eval_data) <= set(finished.scores):
+            trainer.records.append(finished)
+            trainer.start_epoch(progress.epoch + 1)
+        if trainer.position.epoch > trainer.num_epochs:
+            logger.info("Already trained until epoch %d, nothing to do", progress.epoch)
+        elif trainer.position.trained:
+            logger.info("Resumed after epoch %d, its evaluation is missing", progress.epoch)
+        else:
+            logger.info("Resumed after epoch %d, starting epoch %d", progress.epoch, trainer.position.epoch)
+
+    def save_epoch(self, trainer: Trainer) -> None:
+        """The epoch is trained: save it as `model.NNN`, in the background.
+
+        Raises:
+            NonFiniteError: a parameter is NaN or infinite; nothing is saved.
+        """
+        self.saver.save_epoch(self._progress(trainer, None), trainer.model.state_dict(), _optimizer_state(trainer))
+        logger.log(FILES, "Save model and optimizer under %s.*", self.checkpoints.epoch_name(trainer.position.epoch))
+        self._saved_at = (time.monotonic(), trainer.updater.num_updates)
+
+    def save_within_epoch(self, trainer: Trainer) -> None:
+        """After a batch: save when it is time, or when the run is asked to stop.
+
+        Raises:
+            Stopped: after saving, when a signal came or the time is up.
+        """
+        if not self.stop.requested and not self._is_due(trainer):
+            return
+        position = trainer.position
+        progress = self._progress(trainer, position.batch)
+        self.saver.save_latest(progress, trainer.model.state_dict(), _optimizer_state(trainer))
+        self._saved_at = (time.monotonic(), trainer.updater.num_updates)
+        if self.stop.requested:
+            self.saver.wait()
+            total = trainer.train_data.num_batches(position.epoch)
+            raise self.stop.stopped(f"epoch {position.epoch}, batch {position.batch} of {total} is saved")
+
+    def until_stopped(self, batches: Iterator[Item], epoch: int) -> Iterator[Item]:
+        """The batches of an evaluation.
+
+        Raises:
+            Stopped: between two of them, when the run is asked to stop; the trained epoch is saved.
+        """
+        for batch in batches:
+            if self.stop.requested:
+                self.saver.wait()
+                raise self.stop.stopped(f"epoch {epoch} is saved, its evaluation comes with the next start")
+            yield batch
+
+    def save_records(self, trainer: Trainer) -> None:
+        """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed."""
+        self.saver.wait()
+        text = "".join(_seal_line(record.to_json()) for record in trainer.records)
+        write_text(self.disk, self.folder / SCORES_FILE, text)
+        for write in self.writers:
+            write(self.folder, trainer.records)
+        scores = {record.epoch: trainer.selection_value(record, self.score) for record in trainer.records}
+        last = trainer.position.epoch >= trainer.num_epochs
+        self.saver.submit(lambda: self._tidy(scores, last))
+
+    def _tidy(self, scores: Mapping[int, float], last: bool) -> None:
+        self.retention.apply(self.checkpoints, scores)
+        if last:
+            self.checkpoints.remove_latest()
+
+    def wait(self) -> None:
+        """Until everything is on the disk."""
+        self.saver.wait()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        since, updates = self._saved_at
+        by_steps = self.every_steps is not None and trainer.updater.num_updates - updates >= self.every_steps
+        by_time = self.every_minutes is not None and time.monotonic() - since >= 60 * self.every_minutes
+        return by_steps or by_time
+
+    def _progress(self, trainer: Trainer, batch: int | None) -> Progress:
+        rate = trainer.updater.optimizer.param_groups[0]["lr"]
+        state = {
+            "updater": trainer.updater.state_dict(),
+            "sums": trainer.sums.state_dict(),
+            "seconds": trainer.position.seconds,
+            "records": [record.to_json() for record in trainer.records],
+            "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
+        }
+        return Progress(trainer.position.epoch, batch, trainer.updater.num_updates, float(rate), state)
+
+
+def read_records(folder: Path) -> list[EpochRecord]:
+    """The records of a run's finished epochs; damaged lines are reported and left out."""
+    path = folder / SCORES_FILE
+    if not path.is_file():
+        return []
+    values = [_unseal_line(line) for line in path.read_text(errors="replace").splitlines()]
+    if None in values:
+        logger.error("DAMAGED FILE: %s: line %d is not as it was written", path, values.index(None) + 1)
+    return [EpochRecord.from_json(value) for value in values if value is not None]
+
+
+def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
+    """The optimizer in the layout of RETURNN's `.opt.pt`."""
+    optimizer = trainer.updater.optimizer
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return {
+        "optimizer": optimizer.state_dict(),
+        "optimizer_class_name": type(optimizer).__name__,
+        "optimizer_opts": {},
+        "param_names": [names[id(p)] for group in optimizer.param_groups for p in group["params"]],
+    }
+
+
+def _seal_line(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values)
+    return json.dumps({**values, "sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
+
+
+def _unseal_line(line: str) -> dict[str, Any] | None:
+    """The values of a line; None when it is damaged."""
+    try:
+        values = json.loads(line)
+        del values["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return values if _seal_line(values) == line + "\n" else None

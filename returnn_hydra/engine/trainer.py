@@ -1,0 +1,154 @@
+"""Trains a model, epoch by epoch: a checkpoint, the scores and the next learning rate after each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.engine.callback import Callback
+from returnn_hydra.engine.device import seed_everything
+from returnn_hydra.engine.evaluator import TrainStep, evaluate
+from returnn_hydra.engine.run_store import RunStore
+from returnn_hydra.engine.records import EpochRecord
+from returnn_hydra.engine.scores import Score, ScoreSums
+from returnn_hydra.engine.updater import Updater
+from returnn_hydra.optim.learning_rate_control import LearningRateControl, choose_score
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """How far the run is."""
+
+    epoch: int = 1
+    """The epoch to work on, counted from 1."""
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    trained: bool = False
+    """All batches of this epoch are done and saved; the evaluation may be missing."""
+    seconds: float = 0.0
+    """Time spent on the epoch's batches so far."""
+
+
+@dataclass
+class Trainer:
+    """The parts of a training run, and the loop over them."""
+
+    model: nn.Module
+    train_step: TrainStep
+    updater: Updater
+    control: LearningRateControl
+    train_data: Loader
+    eval_data: Mapping[str, Loader]
+    store: RunStore
+    device: torch.device
+    num_epochs: int
+    seed: int = 1
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    position: Position = field(default_factory=Position)
+    records: list[EpochRecord] = field(default_factory=list)
+    sums: ScoreSums = field(default_factory=ScoreSums)
+    stopping: bool = False
+    """Set by a callback that wants no further epoch."""
+
+    def run(self) -> list[EpochRecord]:
+        """Train up to `num_epochs`; returns the records of all epochs, earlier processes' included."""
+        error: BaseException | None = None
+        try:
+            self.store.restore(self)
+            self.notify("on_run_start")
+            while self.position.epoch <= self.num_epochs and not self.stopping:
+                self.run_epoch()
+            self.store.wait()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.notify("on_run_end", error)
+        return self.records
+
+    def run_epoch(self) -> None:
+        """Train the epoch from where it stands, save, evaluate, record."""
+        epoch = self.position.epoch
+        learning_rate = self.control.learning_rate(epoch, self.history())
+        if not self.position.trained:
+            self.notify("on_epoch_start")
+            self.train_epoch(epoch, learning_rate)
+            self.position.trained = True
+            self.store.save_epoch(self)
+        record = self.evaluate_epoch(epoch, learning_rate)
+        self.records.append(record)
+        self.store.save_records(self)
+        self.notify("on_epoch_end", record)
+        self.start_epoch(epoch + 1)
+
+    def start_epoch(self, epoch: int) -> None:
+        """The epoch before is done and recorded."""
+        self.position = Position(epoch)
+        self.sums = ScoreSums()
+
+    def train_epoch(self, epoch: int, learning_rate: float) -> None:
+        """All batches that are left of the epoch."""
+        started = time.monotonic() - self.position.seconds
+        num_batches = self.train_data.num_batches(epoch)
+        self.model.train()
+        for batch in self.train_data.epoch(epoch, start=self.position.batch):
+            seed_everything(self.seed, epoch, self.position.batch)
+            self.set_learning_rate(epoch, num_batches, learning_rate)
+            with self.updater.autocast():
+                losses = self.train_step(self.model, batch.to(self.device))
+            self.updater.update(losses, batch.seq_tags)
+            self.sums.add(losses)
+            self.position.batch += 1
+            self.position.seconds = time.monotonic() - started
+            self.notify("on_step_end", batch, losses)
+            if self.updater.at_boundary:
+                self.store.save_within_epoch(self)
+        self.updater.flush()
+
+    def evaluate_epoch(self, epoch: int, learning_rate: float) -> EpochRecord:
+        """The scores of the epoch on every data set."""
+        scores: dict[str, dict[str, Score]] = {"train": self.sums.scores()}
+        seconds = {"train": self.position.seconds}
+        for name, data in self.eval_data.items():
+            started = time.monotonic()
+            batches = self.store.until_stopped(data.epoch(epoch), epoch)
+            scores[name] = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
+            seconds[name] = time.monotonic() - started
+        statistics = dict(self.train_data.statistics(epoch))
+        if self.position.seconds > 0:
+            statistics["frames_per_second"] = round(statistics["num_frames"] / self.position.seconds, 1)
+        return EpochRecord(epoch, learning_rate, scores, self.updater.num_updates, seconds, statistics)
+
+    def set_learning_rate(self, epoch: int, num_batches: int | None, learning_rate: float) -> None:
+        """Give the optimizer the rate of the coming step; a group's multiplier applies on top."""
+        done = self.position.batch / num_batches if num_batches else 0.0
+        rate = self.control.step_learning_rate(self.updater.num_updates, epoch - 1 + done, learning_rate)
+        for group in self.updater.optimizer.param_groups:
+            group["lr"] = rate * group.get("learning_rate_multiplier", 1.0)
+
+    def selection_value(self, record: EpochRecord, score: str | None) -> float:
+        """The value of the score that decides what is best.
+
+        Raises:
+            UnknownScore: there is no such score.
+        """
+        means = record.means()
+        return means[choose_score(score, means) or ""]
+
+    def history(self) -> list[tuple[float, dict[str, float]]]:
+        """(learning rate, scores) of every finished epoch."""
+        return [(record.learning_rate, record.means()) for record in self.records]
+
+    def notify(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks.values():
+            getattr(callback, hook)(self, *arguments)
+

@@ -1,0 +1,99 @@
+"""Data sets, their order and their batches, from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.build import Builder
+from returnn_hydra.config.errors import ConfigError, nearest
+from returnn_hydra.data.batching import Batching
+from returnn_hydra.data.dataset import Dataset
+from returnn_hydra.data.filter import FilterDataset
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.order import SeqOrder
+
+
+def build_specs(builder: Builder, nodes: Mapping[str, Any], path: str) -> dict[str, TensorSpec]:
+    """The streams of an extern_data or model_outputs node.
+
+    Raises:
+        ConfigError: an entry that contradicts itself.
+    """
+    specs = {}
+    for name, node in nodes.items():
+        values = {**node, "vocab": builder.build(node.get("vocab"), f"{path}.{name}.vocab")}
+        if values.get("shape") is not None:
+            values["shape"] = tuple(values["shape"])
+        try:
+            specs[name] = TensorSpec(**values)
+        except ValueError as error:
+            raise ConfigError(f"{path}.{name}: {error}") from error
+    return specs
+
+
+def build_source(builder: Builder, conf: Mapping[str, Any], path: str, specs: Mapping[str, TensorSpec]) -> Dataset:
+    """The source of a data set, filtered by its tag list; it has every stream that is asked for.
+
+    Raises:
+        ConfigError: a stream is missing, or not what extern_data says.
+    """
+    source = builder.build(conf["source"], f"{path}.source")
+    if not isinstance(source, Dataset):
+        raise ConfigError(f"{path}.source: expected a data set, got {type(source).__name__}")
+    for name, spec in specs.items():
+        if name not in source.streams:
+            there = ", ".join(source.streams)
+            raise ConfigError(
+                f"extern_data.{name}: {path} has no stream '{name}'{nearest(name, source.streams)} (there is: {there})"
+            )
+        found = source.streams[name]
+        if found.dim is not None and spec.dim is not None and (found.dim, found.sparse) != (spec.dim, spec.sparse):
+            raise ConfigError(
+                f"extern_data.{name}: expected dim={spec.dim} sparse={spec.sparse}, "
+                f"{path} has dim={found.dim} sparse={found.sparse}"
+            )
+    if conf["seq_list_filter"] is not None:
+        wanted = conf["seq_list_filter"]
+        key = "seq_list_filter_file" if isinstance(wanted, str) else "seq_tags"
+        source = FilterDataset(source, **{key: wanted})
+    return source
+
+
+def build_loader(
+    builder: Builder,
+    conf: Mapping[str, Any],
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    seed: int,
+    **surroundings: Any,
+) -> Loader:
+    """A data set with its order and its batches.
+
+    Args:
+        surroundings: further arguments of Loader: pin_memory, rank, world_size.
+    """
+    source = build_source(builder, conf, path, specs)
+    try:
+        order = SeqOrder(
+            conf["seq_ordering"],
+            seed=seed if conf["seed"] is None else conf["seed"],
+            partition_epoch=conf["partition_epoch"],
+            repeat_epoch=conf["repeat_epoch"],
+        )
+        batching = Batching(
+            batch_size=conf["batch_size"],
+            max_seqs=conf["max_seqs"],
+            min_seq_length=conf["min_seq_length"],
+            max_seq_length=conf["max_seq_length"],
+            chunking=conf["chunking"],
+            min_chunk_size=conf["min_chunk_size"],
+            on_too_long=conf["on_too_long"],
+            shuffle_batches=conf["shuffle_batches"],
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return Loader(
+        source, specs, order, batching, num_workers=conf["num_workers"], check_finite=conf["check_finite"], **surroundings
+    )

@@ -1,0 +1,72 @@
+"""One job: finish the configuration, open the run folder, run the task, record how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from returnn_hydra.build import Builder
+from returnn_hydra.config.compose import Composed, finish
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.config.run_name import run_name
+from returnn_hydra.engine.errors import last_line
+from returnn_hydra.engine.status import write_result
+from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.run_folder import RunFolder
+
+DEFAULT_CHOICES = {"task": "train", "extern_data": "japanese_vowels", "datasets": "japanese_vowels", "model": "blstm"}
+
+
+def run(composed: DictConfig) -> Any:
+    """Run one composed configuration; returns what the task returns (a score, for sweepers)."""
+    hydra = HydraConfig.get()
+    overrides = [str(word) for word in hydra.overrides.task]
+    config = finish(composed, overrides)
+    folder = RunFolder(_folder(config, dict(hydra.runtime.choices), overrides))
+    context = Context.create(config, folder, Builder(_allowed(config, overrides)), overrides)
+    task = context.builder.build(config.values["task"], "task")
+    started = time.monotonic()
+    facts: dict[str, Any] = {"task": str(hydra.runtime.choices.get("task"))}
+    failure: BaseException | None = None
+    with context:
+        try:
+            facts["score"] = task(context)
+        except BaseException as error:
+            failure = error
+            assert context.log is not None
+            context.log.only_to_file(last_line(error), error)
+            if hydra.mode == RunMode.MULTIRUN:  # Hydra shows only the first of several failures, and at the end
+                print(f"{folder.path}: {last_line(error)}", file=sys.stderr)
+            raise
+        finally:
+            facts["seconds"] = round(time.monotonic() - started, 3)
+            write_result(folder.disk, folder.path, failure, facts)
+    return facts["score"]
+
+
+def _folder(config: Composed, choices: dict[str, Any], overrides: list[str]) -> Path:
+    values = config.values
+    if values["run"] is not None and values["name"] is None:
+        return Path(values["run"])
+    if values["name"] is not None:
+        return Path(values["outputs"]) / _checked(values["name"])
+    return Path(values["outputs"]) / run_name(choices, overrides, DEFAULT_CHOICES)
+
+
+def _checked(name: str) -> str:
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+        raise ConfigError(f"name={name!r}: expected a folder below `outputs`, like an4/baseline")
+    return name
+
+
+def _allowed(config: Composed, overrides: list[str]) -> list[str]:
+    """`allow_targets` counts only when it stands on this command line: a saved configuration can't open doors."""
+    named = any(word.split("=")[0] == "allow_targets" for word in overrides)
+    return list(config.values["allow_targets"]) if named else []

@@ -1,0 +1,174 @@
+"""Parts that tasks are made of: the updater, the learning-rate control, callbacks, the run's store, a trained model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+#LRFILEfrom returnn_hydra.compat.learning_rate_file import write_learning_rate_file
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.config.run_name import NOT_IN_NAME
+from returnn_hydra.engine.callback import Callback
+from returnn_hydra.engine.checkpoint import CheckpointStore
+from returnn_hydra.engine.retention import Retention
+from returnn_hydra.engine.run_store import RunStore, read_records
+from returnn_hydra.engine.signals import StopRequest
+from returnn_hydra.engine.trainer import Trainer
+from returnn_hydra.engine.updater import Updater, UpdateRules
+from returnn_hydra.optim.gradients import GradientRules
+from returnn_hydra.optim.learning_rate_control import LearningRateControl, choose_score
+from returnn_hydra.optim.param_groups import param_groups
+from returnn_hydra.tasks.context import Context
+
+logger = logging.getLogger(__name__)
+NOT_FINGERPRINTED = (NOT_IN_NAME - {"datasets", "model"}) | {"num_workers"}
+
+
+def build_updater(context: Context, model: nn.Module) -> Updater:
+    """The optimizer with its parameter groups, and the rules of an update."""
+    values = context.values
+    try:
+        groups = param_groups(
+            model,
+            weight_decay=(values["optimizer"] or {}).get("weight_decay", 0.0),
+            exclude=values["weight_decay_exclude"],
+            learning_rate_multipliers=values["learning_rate_multipliers"],
+            freeze=values["freeze"],
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    optimizer = context.builder.build(values["optimizer"], "optimizer", params=groups, lr=values["learning_rate"])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    rules = UpdateRules(
+        normalization=values["loss_normalization"],
+        grad_accum_steps=values["grad_accum_steps"],
+        gradients=GradientRules(
+            max_norm=values["max_grad_norm"], max_value=values["max_grad_value"], noise=values["gradient_noise"]
+        ),
+        amp=values["amp"],
+        on_nonfinite=values["on_nonfinite"],
+        max_consecutive_nonfinite=values["max_consecutive_nonfinite"],
+    )
+    return Updater(model, optimizer, rules, context.device)
+
+
+def build_control(context: Context) -> LearningRateControl:
+    """How the learning rate follows the scores and the steps."""
+    values = context.values
+    control = context.builder.build(
+        values["learning_rate_control"], "learning_rate_control", learning_rate=values["learning_rate"], score=values["score"]
+    )
+    if not isinstance(control, LearningRateControl):
+        raise ConfigError(f"learning_rate_control: expected a LearningRateControl, got {type(control).__name__}")
+    return control
+
+
+def build_callbacks(context: Context) -> dict[str, Callback]:
+    """The callbacks in the order of the configuration; an entry that is null is left out."""
+    callbacks: dict[str, Callback] = {"config": SaveConfig(context)}
+    for name, node in context.values["callbacks"].items():
+        if node is not None:
+            callback = context.builder.build(node, f"callbacks.{name}", folder=context.folder.path)
+            if not isinstance(callback, Callback):
+                raise ConfigError(f"callbacks.{name}: expected a Callback, got {type(callback).__name__}")
+            callbacks[name] = callback
+    return callbacks
+
+
+class SaveConfig(Callback):
+    """Saves the configuration into the run folder, once it is clear that the run goes on with it."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def on_run_start(self, trainer: Trainer) -> None:
+        self.context.folder.save_config(self.context.config, self.context.overrides)
+
+
+def open_store(context: Context) -> RunStore:
+    """Checkpoints and scores of the run in the context's folder."""
+    values = context.values
+    try:
+        stop = StopRequest(values["stop_after"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return RunStore(
+        context.folder.path,
+        fingerprint=fingerprint(values),
+        allow_changed=values["allow_changed"],
+        retention=Retention(values["keep_last"], values["keep_best"], values["keep_epochs"]),
+        score=values["score"],
+        every_steps=values["checkpoint_every"]["steps"],
+        every_minutes=values["checkpoint_every"]["minutes"],
+        stop=stop,
+        writers=[],
+    )
+
+
+def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a training, flat: `{"model.hidden_dim": 64, ...}`."""
+    flat: dict[str, Any] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                add(f"{path}.{key}", item)
+        elif isinstance(value, Callable):  # type: ignore[arg-type]
+            flat[path] = f"{value.__module__}.{value.__qualname__}"
+        else:
+            flat[path] = value
+
+    for key, value in values.items():
+        if key == "datasets":
+            value = {**{"train": value["train"]}, "evaluated": sorted(name for name in value if value[name])}
+        if key not in NOT_FINGERPRINTED:
+            add(key, value)
+    flat.pop("datasets.train.num_workers", None)
+    return flat
+
+
+def load_model(context: Context) -> tuple[nn.Module, int]:
+    """The model with the parameters of `load_epoch`, and the epoch's number.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or its parameters don't fit the model.
+    """
+    folder = context.folder.path
+    store = CheckpointStore(context.folder.checkpoints)
+    epochs = store.epochs()
+    if not epochs:
+        there = sorted(path.parent.name for path in folder.parent.glob("*/checkpoints") if any(path.glob("*.json")))
+        hint = f" (trained runs there: {', '.join(there[:8])})" if there else ""
+        raise ConfigError(f"{folder}: no checkpoint of a finished epoch; train first, or say name= or run={hint}")
+    epoch = _epoch_to_load(context, epochs)
+    checkpoint = store.load(epoch, map_location=context.device)
+    model = context.model()
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the parameters of {folder} epoch {epoch} don't fit `model`: {' '.join(str(error).split())}; "
+            f"run={folder} takes the configuration of that run"
+        ) from error
+    logger.info("Loaded epoch %d of %s", epoch, folder)
+    return model, epoch
+
+
+def _epoch_to_load(context: Context, epochs: list[int]) -> int:
+    wanted = context.values["load_epoch"]
+    if wanted == "last":
+        return epochs[-1]
+    if wanted == "best":
+        records = [record for record in read_records(context.folder.path) if record.epoch in epochs]
+        if not records:
+            raise ConfigError(f"load_epoch=best: {context.folder.path} has no scores of its checkpoints")
+        name = choose_score(context.values["score"], records[-1].means()) or ""
+        return min(records, key=lambda record: (record.means()[name], record.epoch)).epoch
+    if wanted not in epochs:
+        raise ConfigError(f"load_epoch={wanted}: no such checkpoint (there is: {', '.join(map(str, epochs))})")
+    return int(wanted)

@@ -1,0 +1,45 @@
+"""task=train: build everything, train what is left, keep checkpoints and scores."""
+
+from __future__ import annotations
+
+import logging
+
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.engine.lock import RunLock
+from returnn_hydra.engine.trainer import Trainer
+from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.parts import build_callbacks, build_control, build_updater, open_store
+from returnn_hydra.tasks.data import build_loader
+
+logger = logging.getLogger(__name__)
+
+
+def run(context: Context) -> float | None:
+    """Train up to `num_epochs`; returns the best value of the selection score."""
+    values = context.values
+    confs = context.dataset_confs()
+    if "train" not in confs:
+        raise ConfigError("datasets.train: task=train needs it")
+    with RunLock(context.folder.path, steal=values["steal_lock"]), open_store(context) as store:
+        loaders = {
+            name: build_loader(context.builder, conf, f"datasets.{name}", context.extern_data, values["seed"])
+            for name, conf in confs.items()
+        }
+        model = context.model()
+        trainer = Trainer(
+            model=model,
+            train_step=context.step("train_step"),
+            updater=build_updater(context, model),
+            control=build_control(context),
+            train_data=loaders.pop("train"),
+            eval_data=loaders,
+            store=store,
+            device=context.device,
+            num_epochs=values["num_epochs"],
+            seed=values["seed"],
+            callbacks=build_callbacks(context),
+        )
+        records = trainer.run()
+    if not records:
+        return None
+    return min(trainer.selection_value(record, values["score"]) for record in records)

@@ -1,0 +1,42 @@
+"""What several test files use."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run `run.py` with these words in this process, in an empty folder; returns the exit code."""
+    import torch
+
+    from returnn_hydra import cli
+
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "run.py"), *words])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def shared():
+    """The workplace's folder of golden values and speech; the test is skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (golden values and speech), which is not on this machine")
+    return folder
