@@ -13,6 +13,7 @@ import numpy as np
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.collate import collate
+from returnn_hydra.data.checks import stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.hdf_file import HDFFile, decode_tag, member, open_hdf
 from returnn_hydra.data.hdf_rows import RowCache, read_rows
@@ -39,24 +40,29 @@ class HDFDataset(Dataset):
         *,
         cache: str = "auto",
         cache_fraction: float = 0.3,
+        per_sequence: Sequence[str] = (),
         allow_duplicate_tags: bool = False,
     ) -> None:
         """
         Args:
             files: paths, patterns ("train.*.hdf"), or text files with one path in every line.
-            cache: keep what was read in memory: `ram`; `none`; `auto`: if all of it is less than `cache_fraction` of
-            the free memory. allow_duplicate_tags: sequences may share a tag (outputs can then not be told apart).
+            cache: keep what was read in memory: `ram`; `none`; `auto`: if all is less than `cache_fraction` of the free
+                memory.
+            per_sequence: streams with one frame in every sequence, to be read without time axis, as one value for the
+                sequence. (Text is always read so, and what our writer wrote so.)
+            allow_duplicate_tags: sequences may share a tag (outputs can then not be told apart).
         """
         if cache not in ("auto", "none", "ram"):
             raise ValueError(f"cache={cache!r}: expected auto, none or ram")
         self.files = expand_files(files)
         self.cache = cache
         self.cache_fraction = cache_fraction
+        self.per_sequence = tuple(per_sequence)
         self.allow_duplicate_tags = allow_duplicate_tags
         self._build_index()
 
     def _build_index(self) -> None:
-        parts = [HDFFile(path) for path in self.files]
+        parts = [HDFFile(path, self.per_sequence) for path in self.files]
         first = parts[0]
         for part in parts[1:]:
             _check_same_streams(first, part)
@@ -93,6 +99,12 @@ class HDFDataset(Dataset):
                     caches[i, name] = RowCache(part.num_rows[name], row_shape, dtype, chunk_rows)
         return caches
 
+    def with_streams(self, names: Sequence[str]) -> HDFDataset:
+        """The same files and the same cache, but `read` gives these streams only."""
+        other = copy.copy(self)
+        other._tags = self._tags
+        return other
+
     @property
     def is_cached(self) -> bool:
         """Whether what is read stays in memory."""
@@ -123,7 +135,7 @@ class HDFDataset(Dataset):
         return self._parts[int(np.searchsorted(self._bounds, index, "right")) - 1].path
 
     def seq_lengths(self, stream: str) -> np.ndarray | None:
-        return self._lengths[stream] if self.streams[stream].has_time else None
+        return self._lengths[stream] if stream_spec(self, stream).has_time else None
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Examples:
         wanted = np.asarray(indices, np.int64)
@@ -151,10 +163,9 @@ class HDFDataset(Dataset):
                 f"{self.seq_tags(indices[:1])[0]!r} on ({error})"
             ) from error
         spec = self.streams[name]
-        if spec.dtype != "string":
-            return rows
-        texts = [np.array([decode_tag(text) for text in row.tolist()], dtype=str) for row in rows]
-        return texts if spec.has_time else [text.reshape(()) for text in texts]
+        if spec.dtype == "string":
+            rows = [np.array([decode_tag(text) for text in row.tolist()], dtype=str) for row in rows]
+        return rows if spec.has_time else [row.reshape(row.shape[1:]) for row in rows]
 
     def _dataset(self, file: int, name: str) -> h5py.Dataset:
         """The open data set of a stream. HDF5 handles do not survive a fork: every process opens its own."""
@@ -186,7 +197,8 @@ class HDFDataset(Dataset):
         self._open, self._datasets = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("files", "cache", "cache_fraction", "allow_duplicate_tags")}
+        names = ("files", "cache", "cache_fraction", "per_sequence", "allow_duplicate_tags")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -240,15 +252,15 @@ def _check_same_streams(first: HDFFile, other: HDFFile) -> None:
         found = other.specs.get(name)
         if found is None:
             raise DataError(f"{other.path}: no stream {name!r}, which {first.path} has")
-        facts = ((found.shape or ())[1:], found.dim, found.sparse, found.dtype)
-        expected = ((spec.shape or ())[1:], spec.dim, spec.sparse, spec.dtype)
+        facts = (other.storage[name][0], found.dim, found.sparse, found.dtype)
+        expected = (first.storage[name][0], spec.dim, spec.sparse, spec.dtype)
         if facts != expected:
             words = "(shape behind the frames, dim, sparse, dtype)"
             raise DataError(f"{other.path}, stream {name!r}: {words} {facts}, expected {expected} as in {first.path}")
 
 
 def _joined_specs(parts: Sequence[HDFFile]) -> dict[str, TensorSpec]:
-    """The first file's streams; text has a time axis if it has one in any file."""
+    """The first file's streams; what has a time axis in any file has one."""
     specs = dict(parts[0].specs)
     for name in specs:
         timed = [part.specs[name] for part in parts if part.specs[name].has_time]
