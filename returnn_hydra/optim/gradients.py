@@ -1,0 +1,85 @@
+"""What happens to the gradients between backward and the optimizer step: norm, noise, clipping.
+
+The order is RETURNN's: the norm is measured first, then noise, then the limit per element, then the limit of the norm.
+All work happens on the parameters' device and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GradientRules:
+    """All off by default.
+
+    Raises:
+        ValueError: a limit that is not above 0, or noise below 0.
+    """
+
+    max_norm: float | None = None
+    """Scale all gradients so that their common norm is at most this (`gradient_clip_global_norm`)."""
+    max_value: float | None = None
+    """Clamp every element to [-max_value, max_value] (`gradient_clip`)."""
+    noise: float = 0.0
+    """Standard deviation of the noise that is added; values beyond two deviations are not drawn (`gradient_noise`)."""
+    max_norm_per_tensor: float | None = None
+    """Scale every gradient so that its own norm is at most this (`gradient_clip_norm`)."""
+    norm_type: float = 2.0
+    """p of the norms; inf: the largest element."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_norm", "max_value", "max_norm_per_tensor", "norm_type"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}: expected a number above 0, or None to switch it off")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise={self.noise!r}: expected a number from 0")
+
+    def apply(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Change the gradients in place.
+
+        Returns:
+            The norm of all gradients before any change, a scalar tensor; NaN or infinite if one of them is bad.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = global_norm(gradients, self.norm_type)
+        if self.noise > 0:
+            add_noise(gradients, self.noise)
+        if self.max_value is not None:
+            for gradient in gradients:
+                gradient.clamp_(-self.max_value, self.max_value)
+        if self.max_norm_per_tensor is not None:
+            for gradient in gradients:
+                limit_norm([gradient], self.max_norm_per_tensor, global_norm([gradient], self.norm_type))
+        if self.max_norm is not None:
+            changed = self.noise > 0 or self.max_value is not None or self.max_norm_per_tensor is not None
+            limit_norm(gradients, self.max_norm, global_norm(gradients, self.norm_type) if changed else norm)
+        return norm
+
+
+def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
+    """The p-norm of all elements together, a scalar tensor (0 without gradients)."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients, norm_type)
+
+
+def limit_norm(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale in place by max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_ does."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.to(gradient.device, gradient.dtype))
+
+
+def add_noise(gradients: Sequence[Tensor], deviation: float) -> None:
+    """Add values of a normal distribution (mean 0, cut off at two deviations) in place, by torch's RNG."""
+    for gradient in gradients:
+        noise = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        nn.init.trunc_normal_(noise, std=deviation, a=-2 * deviation, b=2 * deviation)
+        gradient.add_(noise)
