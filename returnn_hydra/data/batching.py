@@ -219,7 +219,9 @@ class Batching:
         most = np.full(len(some), limit, np.int64)
         limits = None if callable(self.batch_size) else self.batch_size
         for stream, frames in _by_stream(limits, lengths).items():
-            np.minimum(most, frames // np.maximum(lengths[stream], 1), out=most)
+            fitting = frames // np.maximum(lengths[stream], 1)
+            fitting[lengths[stream] == 0] = UNLIMITED
+            np.minimum(most, fitting, out=most)
         return most
 
     def make(

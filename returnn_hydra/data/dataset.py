@@ -61,6 +61,10 @@ class Dataset(ABC):
         names = sorted((name for name, spec in self.streams.items() if spec.has_time), key=lambda name: name != "data")
         return self.seq_lengths(names[0]) if names else None
 
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        """The same corpus, of which only these streams will be read; sources that save work by it return another one."""
+        return self
+
     def at_epoch(self, epoch: int) -> Dataset:
         """The corpus of this epoch (counted from 1); sources that change between epochs return another data set."""
         return self

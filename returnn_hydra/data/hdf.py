@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 
 from returnn_hydra.batch import TensorSpec
-from returnn_hydra.data.collate import collate
 from returnn_hydra.data.checks import stream_spec
+from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.hdf_file import HDFFile, decode_tag, member, open_hdf
 from returnn_hydra.data.hdf_rows import RowCache, read_rows
@@ -59,6 +59,8 @@ class HDFDataset(Dataset):
         self.cache_fraction = cache_fraction
         self.per_sequence = tuple(per_sequence)
         self.allow_duplicate_tags = allow_duplicate_tags
+        self.read_streams: tuple[str, ...] | None = None
+        """What `read` gives; None: all streams."""
         self._build_index()
 
     def _build_index(self) -> None:
@@ -101,8 +103,9 @@ class HDFDataset(Dataset):
 
     def with_streams(self, names: Sequence[str]) -> HDFDataset:
         """The same files and the same cache, but `read` gives these streams only."""
-        other = copy.copy(self)
-        other._tags = self._tags
+        other = object.__new__(HDFDataset)
+        other.__dict__.update(self.__dict__)
+        other.read_streams = tuple(names)
         return other
 
     @property
@@ -142,7 +145,7 @@ class HDFDataset(Dataset):
         tags = self.seq_tags(wanted)
         files = np.searchsorted(self._bounds, wanted, "right") - 1
         streams = {}
-        for name in self.streams:
+        for name in self.streams if self.read_streams is None else self.read_streams:
             arrays: list[Any] = [None] * len(wanted)
             for file in np.unique(files).tolist():
                 positions = np.nonzero(files == file)[0]
@@ -197,7 +200,7 @@ class HDFDataset(Dataset):
         self._open, self._datasets = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("files", "cache", "cache_fraction", "per_sequence", "allow_duplicate_tags")
+        names = ("files", "cache", "cache_fraction", "per_sequence", "allow_duplicate_tags", "read_streams")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

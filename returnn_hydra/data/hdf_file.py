@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.dataset import DataError
 
+PER_SEQUENCE = "per_sequence"
+"""Our writer's mark on a stream without time axis, which the layout stores as one frame for every sequence."""
+
 
 class HDFFile:
     """The index of a file: streams, lengths; tags when they are asked for.
@@ -25,7 +29,12 @@ class HDFFile:
         DataError: the file is missing, damaged, reaches into other files, or contradicts itself.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], per_sequence: Sequence[str] = ()) -> None:
+        """
+        Args:
+            per_sequence: streams with one frame in every sequence, which then have no time axis. (Text always, and
+                those that our writer has marked.)
+        """
         self.path = Path(path)
         with open_hdf(self.path) as file:
             self.datasets = _stream_paths(file, self.path)
@@ -41,11 +50,14 @@ class HDFFile:
             self.storage = {name: _storage(member(file, path, self.path)) for name, path in self.datasets.items()}
             """Stream to (shape of a row, dtype, rows of a chunk)."""
             self.lengths = self._read_lengths(file)
+            self._marked = {
+                name for name, at in self.datasets.items() if PER_SEQUENCE in member(file, at, self.path).attrs
+            }
             num_tags = member(file, "seqTags", self.path).shape[0]
         self.num_seqs = len(next(iter(self.lengths.values())))
         if num_tags != self.num_seqs:
             raise DataError(f"{self.path}: {num_tags} seqTags, but seqLengths of {self.num_seqs} sequences")
-        self._set_text_shapes()
+        self._drop_time_axes(per_sequence)
 
     def _read_lengths(self, file: h5py.File) -> dict[str, np.ndarray]:
         """Stream to (N,) int64 frames; they must add up to what is there."""
@@ -60,7 +72,7 @@ class HDFFile:
             table = np.repeat(table[:, None], columns, axis=1)
         if table.shape[1] != columns and not (only_data and table.shape[1] == 2):
             raise DataError(
-                f"{self.path}: seqLengths has {table.shape[1]} columns, expected {columns}, for {', '.join(self.datasets)}"
+                f"{self.path}: seqLengths has {table.shape[1]} columns, expected {columns}: {', '.join(self.datasets)}"
             )
         lengths = {name: table[:, column].astype(np.int64) for column, name in enumerate(self.datasets)}
         for name, values in lengths.items():
@@ -71,19 +83,31 @@ class HDFFile:
                 )
             if int(values.sum()) != self.num_rows[name]:
                 raise DataError(
-                    f"{self.path}, stream {name!r}: the lengths of the {len(values)} sequences add up to {int(values.sum())} "
-                    f"frames, but `{self.datasets[name]}` has {self.num_rows[name]}"
+                    f"{self.path}, stream {name!r}: the lengths of the {len(values)} sequences add up to "
+                    f"{int(values.sum())} frames, but `{self.datasets[name]}` has {self.num_rows[name]}"
                 )
         return lengths
 
     def _tag(self, file: h5py.File, seq: int) -> str:
         return decode_tag(np.asarray(member(file, "seqTags", self.path)[seq]).item())
 
-    def _set_text_shapes(self) -> None:
-        """Text that is one string for every sequence has no time axis."""
+    def _drop_time_axes(self, per_sequence: Sequence[str]) -> None:
+        for name in per_sequence:
+            if name not in self.specs:
+                raise DataError(
+                    f"{self.path}: per_sequence={name!r}: no such stream (there is: {', '.join(self.specs)})"
+                )
         for name, spec in self.specs.items():
-            if spec.dtype == "string" and bool((self.lengths[name] == 1).all()):
-                self.specs[name] = TensorSpec(shape=(), dtype="string")
+            more = np.nonzero(self.lengths[name] != 1)[0]
+            if len(more) and name in per_sequence:
+                seq = int(more[0])
+                with open_hdf(self.path) as file:
+                    tag = self._tag(file, seq)
+                raise DataError(
+                    f"{self.path}, stream {name!r}: per_sequence, but {tag!r} has {self.lengths[name][seq]} frames"
+                )
+            if name in per_sequence or (not len(more) and (spec.dtype == "string" or name in self._marked)):
+                self.specs[name] = replace(spec, shape=(spec.shape or ())[1:])
 
     def num_bytes(self, name: str) -> int:
         """Size of a stream in memory."""

@@ -59,7 +59,6 @@ class Loader:
             raise ValueError(f"num_workers={num_workers}, prefetch={prefetch}: expected numbers from 0")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: expected 0 to world_size-1={world_size - 1}")
-        self.dataset = dataset
         self.specs = dict(specs if specs is not None else dataset.streams)
         self.order = order or SeqOrder()
         self.batching = batching or Batching()
@@ -71,6 +70,7 @@ class Loader:
         self.check_finite = check_finite
         self.unique_seq_tags = unique_seq_tags
         check_specs(self.specs, dataset.streams)
+        self.dataset = dataset.with_streams(list(self.specs))
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
     def num_batches(self, epoch: int) -> int:
@@ -122,9 +122,7 @@ class Loader:
         for name in names:
             values = dataset.seq_lengths(name)
             if values is None:
-                raise DataError(
-                    f"stream {name!r}: {type(dataset).__name__} does not know the lengths of its sequences before reading"
-                )
+                raise DataError(f"stream {name!r}: {type(dataset).__name__} does not know the lengths before reading")
             lengths[name] = values
         return lengths
 
