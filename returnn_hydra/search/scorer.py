@@ -65,6 +65,9 @@ class LabelScorer(Protocol):
     def keep(self, state: State, seqs: Tensor) -> State:
         """The state of these sequences (B',) only."""
 
+    def concat(self, states: list[State]) -> State:
+        """The state of the sequences of all `states`, whose hypotheses have equally many labels."""
+
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: State) -> State:
     """`function` applied to every tensor of a state made of mappings, lists and tuples; None stays.
@@ -95,10 +98,8 @@ def tensors_of(state: State) -> list[Tensor]:
     return found
 
 
-def concat_states(states: list[State]) -> State:
+def concat_tensors(states: list[State]) -> State:
     """One state with the rows of all `states`, which must be built alike."""
-    if len(states) == 1:
-        return states[0]
     columns = [iter(tensors_of(state)) for state in states]
     return map_tensors(lambda _: torch.cat([next(column) for column in columns]), states[0])
 
@@ -157,6 +158,9 @@ class CombinedScorer:
 
     def keep(self, state: State, seqs: Tensor) -> State:
         return {name: scorer.keep(state[name], seqs) for name, scorer in self.scorers.items()}
+
+    def concat(self, states: list[State]) -> State:
+        return {name: scorer.concat([state[name] for state in states]) for name, scorer in self.scorers.items()}
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from returnn_hydra.search.scorer import Encoded, map_tensors, rows_of, tensors_of
+from returnn_hydra.search.scorer import Encoded, concat_tensors, map_tensors, rows_of, tensors_of
 
 
 class Decoder(Protocol):
@@ -92,6 +92,11 @@ class _StepScorer:
         rows = (seqs[:, None] * beam + torch.arange(beam, device=seqs.device)).flatten()
         tensors = map_tensors(lambda tensor: tensor.index_select(0, rows), state.tensors)
         return state._replace(tensors=tensors, num_seqs=len(seqs))
+
+    def concat(self, states: list[_Rows]) -> _Rows:
+        tensors = concat_tensors([state.tensors for state in states])
+        constant = tuple(all(flags) for flags in zip(*(state.constant for state in states), strict=True))
+        return _Rows(tensors, sum(state.num_seqs for state in states), constant)
 
 
 def _beam(state: _Rows) -> int:

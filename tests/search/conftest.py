@@ -64,7 +64,7 @@ def random_encoded(num_seqs: int, num_frames: int, num_classes: int, dim: int = 
     lengths = torch.tensor([max(1, num_frames - b) for b in range(num_seqs)])
     padding = torch.arange(num_frames)[None] >= lengths[:, None]
     encoder = torch.randn(num_seqs, num_frames, dim, generator=rng).masked_fill(padding[..., None], 0.0)
-    ctc = (2 * torch.randn(num_seqs, num_frames, num_classes, generator=rng)).log_softmax(-1)
+    ctc = (2 * torch.randn(num_seqs, num_frames, num_classes, generator=rng)).double().log_softmax(-1)
     return Encoded(lengths, encoder, ctc.masked_fill(padding[..., None], torch.nan))
 
 

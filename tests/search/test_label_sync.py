@@ -184,6 +184,9 @@ class TableScorer:
     def keep(self, state: int, seqs: torch.Tensor) -> int:
         return state
 
+    def concat(self, states: list[int]) -> int:
+        return states[0]
+
 
 def test_stops_as_soon_as_nothing_can_get_better() -> None:
     table = [[-0.1, -3.0, -4.0]] + [[-2.0, -0.5, -1.0]] * 50
