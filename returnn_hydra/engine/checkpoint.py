@@ -22,6 +22,7 @@ from returnn_hydra.engine.files import (
     TEMPORARY,
     FileSystem,
     check_free_space,
+    exists,
     explain_read,
     explain_write,
     read_bytes,
@@ -155,7 +156,7 @@ class CheckpointStore:
     def _slot_to_overwrite(self) -> str:
         """The older slot; but the newer one if that is damaged."""
         slots = [f"{self.prefix}.{slot}" for slot in SLOTS]
-        present = [slot for slot in slots if self.disk.size(self._path(slot, ".json")) is not None]
+        present = [slot for slot in slots if exists(self.disk, self._path(slot, ".json"))]
         keep = next((manifest.name for manifest in self._read(present) if self.is_valid(manifest)), slots[1])
         return next(slot for slot in slots if slot != keep)
 
@@ -251,7 +252,7 @@ class CheckpointStore:
             DamagedStateError: it is damaged.
         """
         name = self.epoch_name(epoch)
-        if self.disk.size(self._path(name, ".json")) is None:
+        if not exists(self.disk, self._path(name, ".json")):
             raise NoCheckpointError(
                 f"{self.folder}: no checkpoint of epoch {epoch}, there are {self.epochs() or 'none'}"
             )
@@ -321,7 +322,7 @@ def run_id_of_folder(folder: Path, disk: FileSystem, prefix: str = "model") -> s
     path = folder / RUN_FILE
     with explain_write(disk, path, 0):
         disk.make_folder(folder)
-    if disk.size(path) is not None:
+    if exists(disk, path):
         try:
             return str(unseal(read_bytes(disk, path).decode(), str(path))["run_id"])
         except (DamagedStateError, UnicodeDecodeError, KeyError) as error:

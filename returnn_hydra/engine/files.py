@@ -20,6 +20,7 @@ from typing import IO, Any
 from returnn_hydra.engine.errors import StateReadError, StateWriteError, UnsafeNameError
 
 TEMPORARY = ".tmp"
+SMALL_PIECES = 1 << 20
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 
 
@@ -96,12 +97,28 @@ class Writer:
         self._disk = disk
         self._handle = handle
         self._hash = hashlib.sha256()
+        self._small = bytearray()
         self.bytes = 0
         self.error: OSError | None = None
         """The first failure: `torch.save` may hide it behind an error of its own."""
 
     def write(self, data: Any) -> int:
+        """Takes everything; small pieces are collected, since `torch.save` writes many."""
         view = memoryview(data).cast("B")
+        if len(self._small) + len(view) > SMALL_PIECES:
+            self.flush()
+        if len(view) > SMALL_PIECES:
+            self._write(view)
+        else:
+            self._small += view
+        return len(view)
+
+    def flush(self) -> None:
+        if self._small:
+            self._write(memoryview(self._small))
+            self._small = bytearray()
+
+    def _write(self, view: memoryview) -> None:
         try:
             done = 0
             while done < len(view):
@@ -111,12 +128,9 @@ class Writer:
             raise
         self._hash.update(view)
         self.bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     def facts(self) -> FileFacts:
+        """Of what has been flushed."""
         return FileFacts(self.bytes, self._hash.hexdigest())
 
 
@@ -154,6 +168,7 @@ def _fill(disk: FileSystem, handle: int, fill: Callable[[Writer], Any]) -> FileF
     try:
         try:
             fill(writer)
+            writer.flush()
         finally:
             if writer.error is not None:
                 raise writer.error
@@ -191,6 +206,11 @@ def remove(disk: FileSystem, path: Path) -> None:
     with explain_write(disk, path, 0):
         if disk.size(path) is not None:
             disk.unlink(path)
+
+
+def exists(disk: FileSystem, path: Path) -> bool:
+    with explain_read(path):
+        return disk.size(path) is not None
 
 
 def read_bytes(disk: FileSystem, path: Path) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from returnn_hydra.engine.errors import DamagedStateError
-from returnn_hydra.engine.files import FileSystem, read_bytes, write_text
+from returnn_hydra.engine.files import FileSystem, exists, read_bytes, write_text
 from returnn_hydra.engine.manifest import check_json
 
 CHECKSUM = "crc32"
@@ -29,7 +29,7 @@ class ScoreFile:
 
         A file that lost lines at its end is a valid older file: compare with the checkpoint's epoch.
         """
-        if self.disk.size(self.path) is None:
+        if not exists(self.disk, self.path):
             return []
         records: list[dict[str, Any]] = []
         for number, line in enumerate(read_bytes(self.disk, self.path).splitlines(keepends=True), start=1):

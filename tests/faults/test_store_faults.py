@@ -1,0 +1,78 @@
+"""Faults on a simulated disk: crashes, damage, refusals, each at every operation; and mutants that prove the checks."""
+
+import errno
+
+import pytest
+from faulttools import checks, damage_at_rest, enumeration
+from faulttools.mutants import MUTANTS, mutated
+
+
+def show(name, report):
+    """One line of the table that `-m slow -s` prints."""
+    print(f"\n{name}: {report.tried} faults tried, {report.distinct} different, {len(report.violations)} failed")
+    assert not report.violations, report.violations[:5]
+
+
+def test_a_crash_at_every_operation_loses_no_save_that_returned():
+    report = enumeration.after_crashes(90)
+    assert report.tried >= 20_000
+    show("crash or power cut", report)
+
+
+def test_damage_then_a_crash_in_the_run_that_goes_on():
+    report = enumeration.after_damage_and_crash(per_operation=6, damages=30)
+    assert report.tried >= 10_000
+    show("damage, then crash", report)
+
+
+def test_a_run_that_dies_again_and_again_ends_as_if_nothing_had_happened():
+    show("killed again and again", enumeration.crash_in_process(seed=3, kills=400))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES], ids=errno.errorcode.get)
+def test_a_refusal_leaves_the_old_state_and_says_what_to_do(code):
+    """Every sixth operation here; all of them in the slow tests."""
+    show(f"refused with {errno.errorcode[code]}", enumeration.after_refusals((code,), every=6, go_on_every=3))
+
+
+def test_no_bit_flip_is_silent():
+    show("bit flips", damage_at_rest.silent_damage(damage_at_rest.flips, 10_000))
+
+
+def test_no_truncation_is_silent():
+    show("truncations", damage_at_rest.silent_damage(damage_at_rest.truncations, 1_000))
+
+
+@pytest.mark.parametrize("name", sorted(checks.CHECKS))
+def test_the_store_passes_the_checks_that_its_mutants_must_fail(name):
+    assert checks.CHECKS[name]() == []
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_found(mutant):
+    with mutated(mutant) as mutated_checks:
+        try:
+            found = mutated_checks.CHECKS[mutant.check]()
+        except Exception as error:
+            found = [repr(error)]
+    assert found, f"{mutant.name}: nothing notices it"
+
+
+@pytest.mark.slow
+def test_a_million_crashes():
+    show("crash or power cut", enumeration.after_crashes(4_500, seed=1, go_on_every=500))
+
+
+@pytest.mark.slow
+def test_much_damage_then_crashes():
+    show("damage, then crash", enumeration.after_damage_and_crash(per_operation=20, damages=300, seed=1))
+
+
+@pytest.mark.slow
+def test_every_refusal():
+    show("refused", enumeration.after_refusals())
+
+
+@pytest.mark.slow
+def test_killed_many_times():
+    show("killed again and again", enumeration.crash_in_process(seed=4, kills=5_000))
