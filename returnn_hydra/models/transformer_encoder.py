@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from returnn_hydra.batch import sequence_mask
 from returnn_hydra.models.conv_frontend import StridedConvFrontend
-from returnn_hydra.nn.transformer import InputPositions, TransformerLayer
+from returnn_hydra.nn.transformer import TransformerStack
 
 
 class TransformerEncoder(nn.Module):
@@ -42,14 +41,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.frontend = StridedConvFrontend(input_dim, model_dim, factor=subsampling) if subsampling > 1 else None
         self.input = nn.Identity() if subsampling > 1 else nn.Linear(input_dim, model_dim)
-        self.positions = InputPositions(positions)
-        self.dropout = nn.Dropout(dropout)
-        hidden_dim = feed_forward_dim or 4 * model_dim
-        self.layers = nn.ModuleList(
-            TransformerLayer(model_dim, num_heads, hidden_dim, dropout, self.positions.in_attention)
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(model_dim)
+        self.layers = TransformerStack(model_dim, num_layers, num_heads, feed_forward_dim, dropout, positions)
         self.output = nn.Identity() if output_dim is None else nn.Linear(model_dim, output_dim)
         self.output_dim = model_dim if output_dim is None else output_dim
 
@@ -57,8 +49,4 @@ class TransformerEncoder(nn.Module):
         """(B, T, F), (B,) -> logits (B, T', C) or features (B, T', D), (B,)."""
         if self.frontend is not None:
             features, lengths = self.frontend(features, lengths)
-        features = self.dropout(self.positions(self.input(features)))
-        mask = sequence_mask(lengths, features.shape[1])
-        for layer in self.layers:
-            features = layer(features, mask)
-        return self.output(self.norm(features)), lengths
+        return self.output(self.layers(self.input(features), lengths)), lengths

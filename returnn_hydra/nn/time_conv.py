@@ -95,7 +95,7 @@ def group_frames(features: Tensor, lengths: Tensor, factor: int, reduction: str)
     """Neighbouring frames become one: (B, T, F), (B,) -> (B, T', F'), (B,) with T' = ceil(T / factor).
 
     Args:
-        reduction: "concat": F' = factor * F, zeros where the last group lacks frames; "max": F' = F. Zero at the padding.
+        reduction: "concat": F' = factor * F, zeros where the last group lacks frames; "max": F' = F, padding is zero.
 
     Raises:
         ValueError: another word for `reduction`.

@@ -5,9 +5,12 @@ Legend: B sequences, N hypotheses, T frames, S frames of the memory, D model fea
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from returnn_hydra.batch import sequence_mask
 from returnn_hydra.nn.attention import CrossAttention, SelfAttention
 from returnn_hydra.nn.positions import sinusoids
 
@@ -128,3 +131,88 @@ class TransformerLayer(nn.Module):
             attended = self.cross_attention(self.cross_norm(features), keys_values, memory_mask)
             features = features + self.dropout(attended)
         return features + self.feed_forward(self.feed_forward_norm(features))
+
+
+class TransformerStack(nn.Module):
+    """Positions, dropout, layers and a last norm: what encoders, decoders and language models are made of.
+
+    Args:
+        model_dim: D.
+        num_layers: transformer layers.
+        num_heads: attention heads.
+        feed_forward_dim: features inside the feed-forward parts; None: 4D.
+        dropout: in training.
+        positions: "sinusoidal" (added to the input), "relative", "rotary" (in the self-attention), "none".
+        memory_dim: features of the memory that the layers attend to; None: there is none.
+    """
+
+    def __init__(
+        self,
+        model_dim: int,
+        num_layers: int,
+        num_heads: int,
+        feed_forward_dim: int | None,
+        dropout: float,
+        positions: str,
+        memory_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.positions = InputPositions(positions)
+        self.dropout = nn.Dropout(dropout)
+        hidden_dim = feed_forward_dim or 4 * model_dim
+        self.layers = nn.ModuleList(
+            TransformerLayer(model_dim, num_heads, hidden_dim, dropout, self.positions.in_attention, memory_dim)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(model_dim)
+
+    def forward(
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        causal: bool = False,
+        memory: Tensor | None = None,
+        memory_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D), (B,), and if there is one a memory (B, S, memory_dim), (B,) -> (B, T, D)."""
+        features = self.dropout(self.positions(features))
+        mask = sequence_mask(lengths, features.shape[1])
+        memory_mask = None
+        if memory is not None and memory_lengths is not None:
+            memory_mask = sequence_mask(memory_lengths, memory.shape[1])
+        for layer in self._layers():
+            keys_values = None
+            if layer.cross_attention is not None and memory is not None:
+                keys_values = layer.cross_attention.project(memory)
+            features = layer(features, mask, causal, keys_values, memory_mask)
+        return self.norm(features)
+
+    def initial_state(self, num_seqs: int) -> dict[str, Tensor]:
+        """The state before the first frame of a causal stack: `cache_LAYER`, keys and values so far, (N, 0, 2D)."""
+        return {
+            f"cache_{index}": layer.self_attention.empty_cache(num_seqs) for index, layer in enumerate(self._layers())
+        }
+
+    def memory_state(self, memory: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """What no step changes, for a memory (N, S, memory_dim), (N,).
+
+        `memory_mask` (N, S), and the layers' keys and values `memory_LAYER` (N, S, 2D).
+        """
+        state = {"memory_mask": sequence_mask(lengths, memory.shape[1])}
+        for index, layer in enumerate(self._layers()):
+            assert layer.cross_attention is not None
+            state[f"memory_{index}"] = layer.cross_attention.project(memory)
+        return state
+
+    def step(self, features: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next frame (N, D) and the state before it -> (N, D) and the new state."""
+        num_before = state["cache_0"].shape[1]
+        features = self.dropout(self.positions(features[:, None], num_before))[:, 0]
+        new_state = dict(state)
+        for index, layer in enumerate(self._layers()):
+            cache, keys_values = state[f"cache_{index}"], state.get(f"memory_{index}")
+            features, new_state[f"cache_{index}"] = layer.step(features, cache, keys_values, state.get("memory_mask"))
+        return self.norm(features), new_state
+
+    def _layers(self) -> list[TransformerLayer]:
+        return cast(list[TransformerLayer], list(self.layers))

@@ -1,4 +1,4 @@
-"""Every encoder: a sequence alone and in a padded batch give the same, lengths are exact, the padding has no influence."""
+"""Every encoder: a sequence alone equals itself in a padded batch, lengths are exact, padding has no influence."""
 
 import math
 

@@ -1,0 +1,105 @@
+"""Training of attention encoder-decoders, alone or jointly with CTC.
+
+The model is one like `returnn_hydra.models.encoder_decoder.EncoderDecoder`: it has `bos_id`, `eos_id`, a `decoder` with
+`num_classes`, and returns `logits`, `ctc_logits` and `encoder_lengths`.
+
+Legend: B sequences, T' encoder frames, S labels with the end, V classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.nn.labels import append, prepend
+from returnn_hydra.steps.ctc import CTC
+from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
+from returnn_hydra.steps.targets import label_sequences
+
+
+class AttentionCrossEntropy:
+    """Losses `ce` (nats per label, the end included) and `error` (fraction of labels that are not the best), given the
+    true labels before each.
+
+    Args:
+        data_key: stream of features.
+        target_key: stream of label sequences, without begin and end.
+        label_smoothing: in training, this part of a target's probability is spread evenly over all classes.
+    """
+
+    def __init__(self, data_key: str = "data", target_key: str = "classes", label_smoothing: float = 0.0) -> None:
+        self.data_key = data_key
+        self.target_key = target_key
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
+        smoothing = self.label_smoothing if model.training else 0.0
+        return next_label_losses(output.logits, targets, lengths, smoothing)
+
+
+class JointCTCAttention:
+    """Losses `ce` and `error` of the decoder and `ctc` of the encoder (Kim et al. 2017, Joint CTC-Attention); in
+    evaluation also `label_error`, the edit distance of the best CTC path per label.
+
+    Args:
+        data_key: stream of features.
+        target_key: stream of label sequences, without begin and end.
+        ctc_scale: weight of `ctc` in what is optimised; `ce` has 1 - ctc_scale.
+        label_smoothing: of the decoder, see `AttentionCrossEntropy`.
+        blank: CTC class of the blank; negative numbers count from the end.
+        skip_too_long: see `CTC`.
+    """
+
+    def __init__(
+        self,
+        data_key: str = "data",
+        target_key: str = "classes",
+        ctc_scale: float = 0.3,
+        label_smoothing: float = 0.1,
+        blank: int = -1,
+        skip_too_long: bool = False,
+    ) -> None:
+        if not 0.0 < ctc_scale < 1.0:
+            raise ValueError(f"ctc_scale={ctc_scale}: expected a number between 0 and 1")
+        self.data_key = data_key
+        self.target_key = target_key
+        self.ctc_scale = ctc_scale
+        self.label_smoothing = label_smoothing
+        self.ctc = CTC(data_key, target_key, blank, skip_too_long)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
+        if output.ctc_logits is None:
+            raise ValueError("the model has no CTC output; set ctc_dim (number of labels + 1) in the model")
+        smoothing = self.label_smoothing if model.training else 0.0
+        losses = next_label_losses(output.logits, targets, lengths, smoothing)
+        ctc = self.ctc.losses(output.ctc_logits, output.encoder_lengths, batch, with_error=not model.training)
+        losses["ce"] = replace(losses["ce"], scale=1.0 - self.ctc_scale)
+        ctc["ctc"] = replace(ctc["ctc"], scale=self.ctc_scale)
+        return {**losses, **ctc}
+
+
+class AttentionLogLikelihood:
+    """Forward step: output `log_likelihood`, (B,): log p(labels and end | features) of the decoder in nats.
+
+    Args: see `AttentionCrossEntropy`.
+    """
+
+    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
+        self.data_key = data_key
+        self.target_key = target_key
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
+        return {"log_likelihood": Output(sequence_log_likelihoods(output.logits, targets, lengths))}
+
+
+def run_decoder(model: Any, batch: Batch, data_key: str, target_key: str) -> tuple[Any, Tensor, Tensor]:
+    """The model's output, and the labels with their end (B, S) and lengths (B,) that it should predict."""
+    labels, lengths = label_sequences(batch, target_key, model.decoder.num_classes)
+    output = model(batch[data_key], batch.lengths[data_key], prepend(labels, model.bos_id), lengths + 1)
+    return output, append(labels, lengths, model.eos_id), lengths + 1

@@ -1,0 +1,58 @@
+"""Training of language models.
+
+The model is one like those in `returnn_hydra.models` with `bos_id`, `eos_id` and `num_classes`, called with labels and
+lengths.
+
+Legend: B sequences, S labels with the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.nn.labels import append, prepend
+from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
+from returnn_hydra.steps.targets import label_sequences
+
+
+class LanguageModelCrossEntropy:
+    """Losses `ce` (nats per label, the end included; its exponential is the perplexity) and `error` (fraction of labels
+    that are not the best).
+
+    Args:
+        data_key: stream of label sequences, without begin and end.
+        label_smoothing: in training, this part of a target's probability is spread evenly over all classes.
+    """
+
+    def __init__(self, data_key: str = "data", label_smoothing: float = 0.0) -> None:
+        self.data_key = data_key
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        logits, targets, lengths = run_language_model(model, batch, self.data_key)
+        smoothing = self.label_smoothing if model.training else 0.0
+        return next_label_losses(logits, targets, lengths, smoothing)
+
+
+class LanguageModelLogLikelihood:
+    """Forward step: output `log_likelihood`, (B,): log p(labels and end) in nats.
+
+    Args:
+        data_key: stream of label sequences, without begin and end.
+    """
+
+    def __init__(self, data_key: str = "data") -> None:
+        self.data_key = data_key
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        return {"log_likelihood": Output(sequence_log_likelihoods(*run_language_model(model, batch, self.data_key)))}
+
+
+def run_language_model(model: Any, batch: Batch, data_key: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, S, V), and the labels with their end (B, S) and lengths (B,) that they should predict."""
+    labels, lengths = label_sequences(batch, data_key, model.num_classes)
+    logits = model(prepend(labels, model.bos_id), lengths + 1)
+    return logits, append(labels, lengths, model.eos_id), lengths + 1

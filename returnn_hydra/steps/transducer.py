@@ -1,0 +1,55 @@
+"""Training of transducers.
+
+The model is one like `returnn_hydra.models.transducer.Transducer`: it has `blank_id` and `num_classes`, and returns the
+logits of the whole lattice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.nn.transducer_loss import transducer_loss
+from returnn_hydra.steps.targets import label_sequences
+
+
+class Transducer:
+    """Loss `transducer`: nats per label, summed over all alignments (Graves 2012, Sequence Transduction).
+
+    Args:
+        data_key: stream of features.
+        target_key: stream of label sequences.
+    """
+
+    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
+        self.data_key = data_key
+        self.target_key = target_key
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        nats, label_lengths = sequence_losses(model, batch, self.data_key, self.target_key)
+        return {"transducer": Loss(nats.sum(), label_lengths.sum().clamp(min=1))}
+
+
+class TransducerLogLikelihood:
+    """Forward step: output `log_likelihood`, (B,): log p(labels | features) in nats, summed over all alignments.
+
+    Args: see `Transducer`.
+    """
+
+    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
+        self.data_key = data_key
+        self.target_key = target_key
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        nats, _ = sequence_losses(model, batch, self.data_key, self.target_key)
+        return {"log_likelihood": Output(-nats)}
+
+
+def sequence_losses(model: Any, batch: Batch, data_key: str, target_key: str) -> tuple[Tensor, Tensor]:
+    """-log p(labels | features) and number of labels of every sequence, both (B,)."""
+    labels, label_lengths = label_sequences(batch, target_key, model.num_classes, model.blank_id)
+    logits, lengths = model(batch[data_key], batch.lengths[data_key], labels, label_lengths)
+    log_probs = logits.float().log_softmax(-1)
+    return transducer_loss(log_probs, labels, lengths, label_lengths, model.blank_id), label_lengths
