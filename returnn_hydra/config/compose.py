@@ -11,14 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from returnn_hydra.config.errors import ConfigError, nearest
-from returnn_hydra.config.schema import CHOICES, MINIMUM, Config
+from returnn_hydra.config.errors import ConfigError, listed, nearest
+from returnn_hydra.config.schema import CHOICES, ENTRIES, MINIMUM, Config
 
 COMPOSED_FILE = "composed.yaml"
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 
-NOT_INHERITED = ("run", "task", "allow_targets", "overrides", "steal_lock", "allow_changed")
+NOT_INHERITED = ("run", "name", "task", "allow_targets", "overrides", "steal_lock", "allow_changed")
 """Keys of an old run that its `run=` does not bring back."""
 
 
@@ -54,13 +54,43 @@ def finish(composed: DictConfig, overrides: list[str]) -> Composed:
         config = _on_top(_merge(config, from_file, config.overrides), composed, keys)
         callables = {name: value for name, value in callables.items() if name not in keys}
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(_with_typed_entries(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf(error)) from error
     assert isinstance(values, dict)
     values = {str(key): value for key, value in values.items()}
     check_values(values)
     return Composed(config, values, callables)
+
+
+def _with_typed_entries(config: DictConfig) -> DictConfig:
+    """Every entry of extern_data, model_outputs and datasets.extra with its type's defaults.
+
+    Raises:
+        ConfigError: an unknown key of the configuration or of an entry, or a wrong type.
+    """
+    known = [field.name for field in fields(Config)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"unknown key '{key}'{nearest(str(key), known)}")
+    result = config.copy()
+    OmegaConf.set_struct(result, False)
+    for path, kind in ENTRIES.items():
+        node = OmegaConf.select(config, path)
+        for name, entry in node.items_ex(resolve=False) if isinstance(node, DictConfig) else ():
+            where = f"{path}.{name}"
+            if not isinstance(entry, DictConfig):
+                raise ConfigError(f"{where}={entry!r}: expected keys such as {listed(field.name for field in fields(kind))}")
+            names = [field.name for field in fields(kind)]
+            for key in entry:
+                if key not in names:
+                    raise ConfigError(f"unknown key '{where}.{key}'{nearest(str(key), names)}")
+            try:
+                typed = OmegaConf.merge(OmegaConf.structured(kind), entry)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{where}.{describe_omegaconf(error)}") from error
+            OmegaConf.update(result, where, typed, merge=False, force_add=True)
+    return result
 
 
 def override_key(word: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -55,8 +55,8 @@ class DatasetsConf:
     train: DatasetConf | None = None
     dev: DatasetConf | None = None
     eval: DatasetConf | None = None
-    extra: dict[str, DatasetConf] = field(default_factory=dict)
-    """Further data sets by name; evaluated after every epoch like dev and eval."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further data sets by name, each a DatasetConf; evaluated after every epoch like dev and eval."""
 
 
 @dataclass
@@ -84,8 +84,10 @@ class Config:
     log_verbosity: int = 3
     log_every: int = 10
 
-    extern_data: dict[str, StreamConf] = field(default_factory=dict)
-    model_outputs: dict[str, StreamConf] = field(default_factory=dict)
+    extern_data: dict[str, Any] = field(default_factory=dict)
+    """Stream name to StreamConf."""
+    model_outputs: dict[str, Any] = field(default_factory=dict)
+    """Output name to StreamConf."""
     datasets: DatasetsConf = field(default_factory=DatasetsConf)
     model: Any = MISSING
     train_step: Any = MISSING
@@ -131,6 +133,9 @@ class Config:
     steal_lock: bool = False
 
 
+ENTRIES: dict[str, type] = {"extern_data": StreamConf, "model_outputs": StreamConf, "datasets.extra": DatasetConf}
+"""Dictionaries with names of the user's choice, and what each entry is."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_normalization": ("mean", "sum"),
     "amp": ("none", "bfloat16", "float16"),
@@ -160,5 +165,7 @@ MINIMUM: dict[str, float] = {
 
 def register() -> None:
     """Make the schema known to Hydra, under a name that is no choice of any group."""
-    store = ConfigStore.instance()
-    store.store(group="schema", name="config", node=Config, package="_global_")
+    node = OmegaConf.structured(Config)
+    for path in ENTRIES:  # OmegaConf can't grow a dictionary of dataclasses from the command line: compose.py checks them
+        OmegaConf.set_struct(OmegaConf.select(node, path), False)
+    ConfigStore.instance().store(group="schema", name="config", node=node, package="_global_")

@@ -11,7 +11,7 @@ from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.data.batching import Batching
 from returnn_hydra.data.dataset import Dataset
-from returnn_hydra.data.reading import BatchReader, read_ahead
+from returnn_hydra.data.reading import BatchReader, ahead
 from returnn_hydra.engine.forwarder import forward
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.data import build_source, build_specs
@@ -59,5 +59,6 @@ def corpus_batches(
     batches = batching.make(indices, {name: values for name, values in lengths.items() if values is not None})
     reader = BatchReader(source, specs)
     items = [(1, piece) for piece in batches]
-    for (_, piece), batch in zip(items, read_ahead(reader, items, prefetch=4, pin_memory=False), strict=True):
+    read = ahead((reader.read(item) for item in items), prefetch=4, pin_memory=False)
+    for (_, piece), batch in zip(items, read, strict=True):
         yield piece.indices, batch
