@@ -1,9 +1,8 @@
 """From configuration nodes to objects: the only place that turns a `_target_` string into a call.
 
 A target is allowed by a list, checked on the string and on what it resolves to, so that an alias
-(`torch.nn.functional.torch.load`) is no way around it. The arguments are checked against the signature, names and types,
-before anything is called. Own calls instead of hydra.utils.instantiate: that one deep-copies built objects that are handed
-over, wraps every exception, and checks neither names nor types (see ARCHITECTURE.md).
+(`torch.nn.functional.torch.load`) is no way around it. The arguments are checked against the signature, names and
+types, before anything is called. Why hydra.utils.instantiate is not used: ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from returnn_hydra.config.errors import ConfigError, listed, nearest
 
 _ROOMS = ("callbacks", "compat", "data", "frontend", "models", "network", "nn", "optim", "search", "steps", "tasks")
 ALLOWED = (*(f"returnn_hydra.{room}." for room in _ROOMS), "torch.optim.", "torch.nn.modules.")
-"""Prefixes of what a target may be; more come from the command line (`allow_targets`) or RETURNN_HYDRA_ALLOW, never from a saved config."""
+"""Prefixes of what a target may be. More come from the command line (`allow_targets`) or RETURNN_HYDRA_ALLOW only."""
 _ALIASES = ("torch.nn.",)
 """Prefixes of further names by which an allowed target may be called."""
 
@@ -103,9 +102,7 @@ class Builder:
 
     def _call(self, node: dict[str, Any], path: str, runtime: dict[str, Any]) -> Any:
         target = self.resolve(node["_target_"], f"{path}._target_")
-        arguments = {
-            key: self.build(value, f"{path}.{key}") for key, value in node.items() if key not in _RESERVED
-        }
+        arguments = {key: self.build(value, f"{path}.{key}") for key, value in node.items() if key not in _RESERVED}
         taken = parameters(target)
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
         added = {key: value for key, value in runtime.items() if takes_all or key in taken}
@@ -135,7 +132,12 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(
-    target: Callable[..., Any], arguments: dict[str, Any], path: str, given: Sequence[str] = (), *, partial: bool = False
+    target: Callable[..., Any],
+    arguments: dict[str, Any],
+    path: str,
+    given: Sequence[str] = (),
+    *,
+    partial: bool = False,
 ) -> None:
     """Names and types of a node's arguments against the target's signature.
 
@@ -197,7 +199,9 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def _is_container(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, dict | list | tuple | set | typing.Mapping | Sequence)
+    return isinstance(annotation, type) and issubclass(
+        annotation, dict | list | tuple | set | typing.Mapping | Sequence
+    )
 
 
 def _words(annotation: Any) -> str:
@@ -207,7 +211,7 @@ def _words(annotation: Any) -> str:
 
 
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if isinstance(target, type) else target
+    function: Any = vars(target).get("__init__", target) if isinstance(target, type) else target
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):

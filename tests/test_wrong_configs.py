@@ -1,4 +1,4 @@
-"""Wrong configurations: one short error with path, value and the nearest right name; exit code 2; nothing is written."""
+"""Wrong configurations: one short error with path, value and the nearest right name; exit code 2; no checkpoint."""
 
 import pytest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.engine.callback import Callback
@@ -22,14 +23,18 @@ class Progress(Callback):
 
     def __init__(self, every_seconds: float = 0.5) -> None:
         self.every_seconds = every_seconds
-        self._bar = None
-        self._task = None
+        self._bar: Any = None
+        self._task: Any = None
         self._drawn = 0.0
         self._frames = 0.0
 
     def on_run_start(self, trainer: Trainer) -> None:
         console = next(
-            (handler.console for handler in logging.getLogger("returnn_hydra").handlers if isinstance(handler, TerminalHandler)),
+            (
+                handler.console
+                for handler in logging.getLogger("returnn_hydra").handlers
+                if isinstance(handler, TerminalHandler)
+            ),
             None,
         )
         if console is None or not console.is_terminal:

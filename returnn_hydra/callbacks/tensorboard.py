@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.records import EpochRecord
@@ -14,13 +15,15 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tensorboard"
-        self._writer = None
+        self._writer: Any = None
 
     def on_run_start(self, trainer: Trainer) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("callbacks.tensorboard needs the extra: pip install 'returnn-hydra[tensorboard]'") from error
+            raise ImportError(
+                "callbacks.tensorboard needs the extra: pip install 'returnn-hydra[tensorboard]'"
+            ) from error
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.position.epoch)
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:

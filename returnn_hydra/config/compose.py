@@ -1,4 +1,4 @@
-"""From what Hydra composed to the final configuration: the saved run below it, the Python overrides and the command line on top."""
+"""From what Hydra composed to the final configuration: a saved run below, Python overrides and command line on top."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def finish(composed: DictConfig, overrides: list[str]) -> Composed:
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf(error)) from error
     assert isinstance(values, dict)
-    values = {str(key): value for key, value in values.items()}
-    check_values(values)
-    return Composed(config, values, callables)
+    by_key = {str(key): value for key, value in values.items()}
+    check_values(by_key)
+    return Composed(config, by_key, callables)
 
 
 def _with_typed_entries(config: DictConfig) -> DictConfig:
@@ -70,21 +70,23 @@ def _with_typed_entries(config: DictConfig) -> DictConfig:
         ConfigError: an unknown key of the configuration or of an entry, or a wrong type.
     """
     known = [field.name for field in fields(Config)]
-    for key in config:
+    for key in map(str, config):
         if key not in known:
-            raise ConfigError(f"unknown key '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"unknown key '{key}'{nearest(key, known)}")
     result = config.copy()
     OmegaConf.set_struct(result, False)
     for path, kind in ENTRIES.items():
         node = OmegaConf.select(config, path)
         for name, entry in node.items_ex(resolve=False) if isinstance(node, DictConfig) else ():
-            where = f"{path}.{name}"
+            where = f"{path}.{name!s}"
             if not isinstance(entry, DictConfig):
-                raise ConfigError(f"{where}={entry!r}: expected keys such as {listed(field.name for field in fields(kind))}")
+                raise ConfigError(
+                    f"{where}={entry!r}: expected keys such as {listed(field.name for field in fields(kind))}"
+                )
             names = [field.name for field in fields(kind)]
-            for key in entry:
+            for key in map(str, entry):
                 if key not in names:
-                    raise ConfigError(f"unknown key '{where}.{key}'{nearest(str(key), names)}")
+                    raise ConfigError(f"unknown key '{where}.{key}'{nearest(key, names)}")
             try:
                 typed = OmegaConf.merge(OmegaConf.structured(kind), entry)
             except OmegaConfBaseException as error:
@@ -146,7 +148,7 @@ def _merge(base: DictConfig, values: Any, where: str) -> DictConfig:
     OmegaConf.set_struct(result, False)
     for key, value in values.items() if isinstance(values, dict) else values.items_ex(resolve=False):
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, known)}")
         try:
             if isinstance(value, (dict, DictConfig)) and "_target_" in value:
                 OmegaConf.update(result, key, value, merge=False)
@@ -166,11 +168,8 @@ def _on_top(base: DictConfig, composed: DictConfig, keys: list[str]) -> DictConf
         *parents, last = key.split(".")
         for part in parents:
             node = node._get_node(part) if isinstance(node, DictConfig) and part in node else None
-        if isinstance(node, DictConfig):
-            if last in node:
-                value = node._get_node(last)
-                plain = value if isinstance(value, DictConfig) else OmegaConf.to_container(node, resolve=False)[last]  # type: ignore[call-overload, index]
-                OmegaConf.update(result, key, plain, merge=False, force_add=True)
+        if isinstance(node, DictConfig) and last in node:
+            OmegaConf.update(result, key, dict(node.items_ex(resolve=False))[last], merge=False, force_add=True)
     return result
 
 

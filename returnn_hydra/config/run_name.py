@@ -43,7 +43,7 @@ _ANY = object()
 
 
 def safe_file_name(text: str, most: int = 120) -> str:
-    """`text` with only letters, digits and `.,_=+-`; cut, with a hash of the whole, when it is too long or had others."""
+    """`text` with only letters, digits and `.,_=+-`; with a hash of the whole when it had others or is too long."""
     name = re.sub(r"[^A-Za-z0-9.,_=+-]+", "_", text).lstrip(".-_,=+") or "run"
     if name == text and len(name) <= most:
         return name

@@ -1,4 +1,4 @@
-"""`run=FOLDER`: the command line of an old run below the new one, so that groups and keys mean what they meant there."""
+"""`run=FOLDER`: the command line of an old run below the new one, so that groups and keys mean what they did there."""
 
 from __future__ import annotations
 

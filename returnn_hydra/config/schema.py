@@ -166,6 +166,8 @@ MINIMUM: dict[str, float] = {
 def register() -> None:
     """Make the schema known to Hydra, under a name that is no choice of any group."""
     node = OmegaConf.structured(Config)
-    for path in ENTRIES:  # OmegaConf can't grow a dictionary of dataclasses from the command line: compose.py checks them
+    for (
+        path
+    ) in ENTRIES:  # OmegaConf can't grow a dictionary of dataclasses from the command line: compose.py checks them
         OmegaConf.set_struct(OmegaConf.select(node, path), False)
     ConfigStore.instance().store(group="schema", name="config", node=node, package="_global_")

@@ -1,7 +1,7 @@
 """What a training run leaves on the disk, and how it goes on from there.
 
-The truth is in the checkpoints: each manifest holds the records of the epochs before it. `scores.jsonl` has the same records
-for people and programs, one line per epoch, and spares a resumed run the evaluation of the newest epoch.
+The truth is in the checkpoints: each manifest holds the records of the epochs before it. `scores.jsonl` has the same
+records for people and programs, one line per epoch, and spares a resumed run the evaluation of the newest epoch.
 """
 
 from __future__ import annotations

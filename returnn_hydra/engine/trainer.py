@@ -15,8 +15,8 @@ from returnn_hydra.data.loader import Loader
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.device import seed_everything
 from returnn_hydra.engine.evaluator import TrainStep, evaluate
-from returnn_hydra.engine.run_store import RunStore
 from returnn_hydra.engine.records import EpochRecord
+from returnn_hydra.engine.run_store import RunStore
 from returnn_hydra.engine.scores import Score, ScoreSums
 from returnn_hydra.engine.updater import Updater
 from returnn_hydra.optim.learning_rate_control import LearningRateControl, choose_score
@@ -151,4 +151,3 @@ class Trainer:
     def notify(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks.values():
             getattr(callback, hook)(self, *arguments)
-

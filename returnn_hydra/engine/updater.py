@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,11 +120,13 @@ class Updater:
             return sum_of([loss.scale * loss.sum for loss in optimised.values()]), 0.0
         if self.rules.grad_accum_steps == 1:
             return sum_of([loss.scale * loss.mean for loss in optimised.values()]), 0.0
-        counts = [torch.as_tensor(loss.count, dtype=torch.float64, device=loss.sum.device) for loss in optimised.values()]
+        counts = [
+            torch.as_tensor(loss.count, dtype=torch.float64, device=loss.sum.device) for loss in optimised.values()
+        ]
         if len(counts) > 1 and not all(torch.equal(count, counts[0]) for count in counts[1:]):
             raise ValueError(
                 "grad_accum_steps > 1 needs losses with one common count, "
-                f"got {({name: float(loss.count) for name, loss in optimised.items()})}"
+                f"got { ({name: float(loss.count) for name, loss in optimised.items()}) }"
             )
         return sum_of([loss.scale * loss.sum for loss in optimised.values()]), counts[0]
 
@@ -172,5 +174,3 @@ def sum_of(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
-
-

@@ -1,4 +1,4 @@
-"""What every task gets: the checked configuration, the builder, the run folder, and the parts that several tasks build."""
+"""What every task gets: the checked configuration, the builder, the run folder, and parts that several tasks build."""
 
 from __future__ import annotations
 

@@ -95,5 +95,11 @@ def build_loader(
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     return Loader(
-        source, specs, order, batching, num_workers=conf["num_workers"], check_finite=conf["check_finite"], **surroundings
+        source,
+        specs,
+        order,
+        batching,
+        num_workers=conf["num_workers"],
+        check_finite=conf["check_finite"],
+        **surroundings,
     )

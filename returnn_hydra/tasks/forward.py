@@ -40,7 +40,9 @@ def run(context: Context) -> int:
         data_name=name,
         model_outputs=model_outputs,
     )
-    batches = corpus_batches(source.at_epoch(1), specs, Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"]))
+    batches = corpus_batches(
+        source.at_epoch(1), specs, Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
+    )
     count = forward(model, context.step("forward_step"), batches, callback, context.device, model_outputs)
     logger.info("Forwarded %d sequences of '%s' with epoch %d", count, name, epoch)
     return count
@@ -54,7 +56,9 @@ def corpus_batches(
     sort_key = source.order_lengths()
     if sort_key is not None:
         windows = [indices[start : start + WINDOW] for start in range(0, len(indices), WINDOW)]
-        indices = np.concatenate([window[np.argsort(-sort_key[window], kind="stable")] for window in windows] or [indices])
+        indices = np.concatenate(
+            [window[np.argsort(-sort_key[window], kind="stable")] for window in windows] or [indices]
+        )
     lengths = {name: source.seq_lengths(name) for name, spec in specs.items() if spec.has_time}
     batches = batching.make(indices, {name: values for name, values in lengths.items() if values is not None})
     reader = BatchReader(source, specs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-#LRFILEfrom returnn_hydra.compat.learning_rate_file import write_learning_rate_file
+from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.engine.callback import Callback
@@ -61,7 +61,10 @@ def build_control(context: Context) -> LearningRateControl:
     """How the learning rate follows the scores and the steps."""
     values = context.values
     control = context.builder.build(
-        values["learning_rate_control"], "learning_rate_control", learning_rate=values["learning_rate"], score=values["score"]
+        values["learning_rate_control"],
+        "learning_rate_control",
+        learning_rate=values["learning_rate"],
+        score=values["score"],
     )
     if not isinstance(control, LearningRateControl):
         raise ConfigError(f"learning_rate_control: expected a LearningRateControl, got {type(control).__name__}")
@@ -106,7 +109,7 @@ def open_store(context: Context) -> RunStore:
         every_steps=values["checkpoint_every"]["steps"],
         every_minutes=values["checkpoint_every"]["minutes"],
         stop=stop,
-        writers=[],
+        writers=[lambda folder, records: write_learning_rate_file(folder / "learning_rates", records)],
     )
 
 
@@ -125,7 +128,7 @@ def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
 
     for key, value in values.items():
         if key == "datasets":
-            value = {**{"train": value["train"]}, "evaluated": sorted(name for name in value if value[name])}
+            value = {"train": value["train"], "evaluated": sorted(name for name in value if value[name])}
         if key not in NOT_FINGERPRINTED:
             add(key, value)
     flat.pop("datasets.train.num_workers", None)

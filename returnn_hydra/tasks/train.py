@@ -8,8 +8,8 @@ from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.tasks.context import Context
-from returnn_hydra.tasks.parts import build_callbacks, build_control, build_updater, open_store
 from returnn_hydra.tasks.data import build_loader
+from returnn_hydra.tasks.parts import build_callbacks, build_control, build_updater, open_store
 
 logger = logging.getLogger(__name__)
 
