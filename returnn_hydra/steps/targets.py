@@ -53,6 +53,6 @@ def check_frames(batch: Batch, needed: Tensor, output_lengths: Tensor) -> None:
         index = int(torch.nonzero(short)[0])
         raise ValueError(
             f"sequence {batch.seq_tags[index]!r} needs {int(needed[index])} outputs for its labels, "
-            f"and the model gives {int(output_lengths[index])}: use less subsampling, filter such sequences out, or set "
+            f"and the model gives {int(output_lengths[index])}: use less subsampling, filter such sequences, or set "
             "skip_too_long=true in the train step to leave them out of the loss"
         )
