@@ -27,7 +27,7 @@ class Histories:
         self._depth = [0] * encoded.num_seqs
         self._pending: dict[int, tuple[int, int]] = {}  # node -> parent, label
         self._states: dict[int, tuple[State, int]] = {}  # node -> state of a group of nodes, and its place in there
-        self._table = np.empty((0, scorer.vocab_size))
+        self._table: np.ndarray | None = None
         self._rows: dict[int, int] = {}  # node -> row in the table
         self._free: list[int] = []
         roots = list(range(encoded.num_seqs))
@@ -55,8 +55,9 @@ class Histories:
             self._score(group, list(labels), self._gather(parents))
         return np.array([self._rows[node] for node in nodes], dtype=np.int64)
 
-    def scores(self, rows: np.ndarray, labels: np.ndarray | int) -> np.ndarray:
+    def scores(self, rows: np.ndarray, labels: np.ndarray | slice | int) -> np.ndarray:
         """Scores of labels behind the histories in these rows, broadcast against each other."""
+        assert self._table is not None
         return self._table[rows, labels]
 
     def retain(self, nodes: Iterable[int]) -> None:
@@ -82,14 +83,15 @@ class Histories:
 
     def _score(self, nodes: list[int], labels: list[int], state: State) -> None:
         log_probs, state = self.scorer.score(torch.tensor(labels, device=self.device)[:, None], state)
+        table = np.empty((0, log_probs.shape[-1])) if self._table is None else self._table
         missing = len(nodes) - len(self._free)
         if missing > 0:
-            size = len(self._table)
-            grown = max(missing, size)
-            self._table = np.concatenate([self._table, np.empty((grown, self._table.shape[1]))])
+            size, grown = len(table), max(missing, len(table))
+            table = np.concatenate([table, np.empty((grown, table.shape[1]))])
             self._free += range(size + grown - 1, size - 1, -1)
         rows = [self._free.pop() for _ in nodes]
-        self._table[rows] = log_probs[:, 0].double().cpu().numpy()
+        table[rows] = log_probs[:, 0].double().cpu().numpy()
+        self._table = table
         for place, (node, row) in enumerate(zip(nodes, rows, strict=True)):
             self._rows[node] = row
             self._states[node] = (state, place)

@@ -104,6 +104,17 @@ def concat_tensors(states: list[State]) -> State:
     return map_tensors(lambda _: torch.cat([next(column) for column in columns]), states[0])
 
 
+def take_rows(state: State, rows: Tensor) -> State:
+    """These rows of every tensor of a state."""
+    return map_tensors(lambda tensor: tensor.index_select(0, rows), state)
+
+
+def put_rows(state: State, rows: Tensor, new: State) -> State:
+    """`state` with these rows replaced by those of `new`."""
+    news = iter(tensors_of(new))
+    return map_tensors(lambda tensor: tensor.index_copy(0, rows, next(news)), state)
+
+
 def rows_of(parents: Tensor, beam: int) -> Tensor:
     """Rows (B * K',) in a state of `beam` hypotheses per sequence, for parents (B, K') within each sequence."""
     first = torch.arange(len(parents), device=parents.device)[:, None] * beam

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from returnn_hydra.search.scorer import Encoded, concat_tensors, map_tensors, rows_of, tensors_of
+from returnn_hydra.search.scorer import Encoded, concat_tensors, map_tensors, rows_of, take_rows, tensors_of
 
 
 class Decoder(Protocol):
@@ -33,7 +33,7 @@ class LanguageModel(Protocol):
         """Labels (N,) -> log probabilities (N, V) of the next ones, and the new state."""
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """The state of a module, and which of its tensors no step has changed since the start.
 
     These (the encoder's output, projected keys) are the same for all hypotheses of a sequence: selecting by parent
@@ -45,24 +45,29 @@ class _Rows(NamedTuple):
     constant: tuple[bool, ...]
 
 
-class _StepScorer:
+class StepScorer:
     """The LabelScorer methods over a module's `step`."""
 
     max_score = 0.0
 
-    def __init__(self, module: Any, vocab_size: int) -> None:
+    def __init__(self, module: Any, vocab_size: int | None) -> None:
         self.module = module
-        self.vocab_size = vocab_size
+        self.vocab_size: Any = vocab_size
 
-    def _start(self, tensors: Any, num_seqs: int) -> _Rows:
-        return _Rows(tensors, num_seqs, (True,) * len(tensors_of(tensors)))
+    def step(self, labels: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """What the module does with labels (N,)."""
+        return self.module.step(labels, state)
+
+    def start(self, tensors: Any, num_seqs: int) -> Rows:
+        """The state before the first step."""
+        return Rows(tensors, num_seqs, (True,) * len(tensors_of(tensors)))
 
     @torch.no_grad()
-    def score(self, labels: Tensor, state: _Rows) -> tuple[Tensor, _Rows]:
+    def score(self, labels: Tensor, state: Rows) -> tuple[Tensor, Rows]:
         before = tensors_of(state.tensors)
         versions = [_version(tensor) for tensor in before]
-        log_probs, tensors = self.module.step(labels.flatten(), state.tensors)
-        if log_probs.shape != (labels.numel(), self.vocab_size):
+        log_probs, tensors = self.step(labels.flatten(), state.tensors)
+        if self.vocab_size is not None and log_probs.shape != (labels.numel(), self.vocab_size):
             raise ValueError(
                 f"{type(self.module).__name__}.step returned log_probs of shape {tuple(log_probs.shape)}; "
                 f"expected ({labels.numel()} hypotheses, {self.vocab_size} labels)"
@@ -74,9 +79,9 @@ class _StepScorer:
             for was, new, old, version in zip(state.constant, after, before, versions, strict=False)
         )
         flags += (False,) * (len(after) - len(flags))
-        return log_probs.view(*labels.shape, -1), _Rows(tensors, state.num_seqs, flags)
+        return log_probs.view(*labels.shape, -1), Rows(tensors, state.num_seqs, flags)
 
-    def select(self, state: _Rows, parents: Tensor) -> _Rows:
+    def select(self, state: Rows, parents: Tensor) -> Rows:
         beam = _beam(state)
         rows = rows_of(parents, beam)
         constant = iter(state.constant)
@@ -87,19 +92,18 @@ class _StepScorer:
 
         return state._replace(tensors=map_tensors(pick, state.tensors))
 
-    def keep(self, state: _Rows, seqs: Tensor) -> _Rows:
+    def keep(self, state: Rows, seqs: Tensor) -> Rows:
         beam = _beam(state)
         rows = (seqs[:, None] * beam + torch.arange(beam, device=seqs.device)).flatten()
-        tensors = map_tensors(lambda tensor: tensor.index_select(0, rows), state.tensors)
-        return state._replace(tensors=tensors, num_seqs=len(seqs))
+        return state._replace(tensors=take_rows(state.tensors, rows), num_seqs=len(seqs))
 
-    def concat(self, states: list[_Rows]) -> _Rows:
+    def concat(self, states: list[Rows]) -> Rows:
         tensors = concat_tensors([state.tensors for state in states])
         constant = tuple(all(flags) for flags in zip(*(state.constant for state in states), strict=True))
-        return _Rows(tensors, sum(state.num_seqs for state in states), constant)
+        return Rows(tensors, sum(state.num_seqs for state in states), constant)
 
 
-def _beam(state: _Rows) -> int:
+def _beam(state: Rows) -> int:
     tensors = tensors_of(state.tensors)
     return len(tensors[0]) // state.num_seqs if tensors else 1
 
@@ -111,7 +115,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class DecoderScorer(_StepScorer):
+class DecoderScorer(StepScorer):
     """An attention decoder as a scorer: log p(label | labels before, encoder).
 
     Arguments:
@@ -123,13 +127,13 @@ class DecoderScorer(_StepScorer):
         super().__init__(decoder, vocab_size)
 
     @torch.no_grad()
-    def initial_state(self, encoded: Encoded) -> _Rows:
+    def initial_state(self, encoded: Encoded) -> Rows:
         if encoded.encoder is None:
             raise ValueError("a decoder scorer needs the encoder's output (Encoded.encoder), which is missing")
-        return self._start(self.module.initial_state(encoded.encoder, encoded.lengths), encoded.num_seqs)
+        return self.start(self.module.initial_state(encoded.encoder, encoded.lengths), encoded.num_seqs)
 
 
-class LanguageModelScorer(_StepScorer):
+class LanguageModelScorer(StepScorer):
     """A language model as a scorer: log p(label | labels before).
 
     Arguments:
@@ -141,5 +145,5 @@ class LanguageModelScorer(_StepScorer):
         super().__init__(model, vocab_size)
 
     @torch.no_grad()
-    def initial_state(self, encoded: Encoded) -> _Rows:
-        return self._start(self.module.initial_state(encoded.num_seqs, encoded.device), encoded.num_seqs)
+    def initial_state(self, encoded: Encoded) -> Rows:
+        return self.start(self.module.initial_state(encoded.num_seqs, encoded.device), encoded.num_seqs)

@@ -56,6 +56,27 @@ class ToyLanguageModel(nn.Module):
         return (4 * self.out(hidden)).log_softmax(1), (hidden, cell)
 
 
+class ToyTransducer(nn.Module):
+    """A GRU predictor and a linear joint network; the blank is the last class."""
+
+    def __init__(self, num_labels: int, dim: int = 8) -> None:
+        super().__init__()
+        self.blank_id = num_labels
+        self.embed = nn.Embedding(num_labels + 1, dim)
+        self.cell = nn.GRUCell(dim, dim)
+        self.out = nn.Linear(dim, num_labels + 1)
+
+    def initial_state(self, num_seqs: int, device: torch.device) -> dict[str, Tensor]:
+        return {"hidden": torch.zeros(num_seqs, self.cell.hidden_size, device=device)}
+
+    def predict(self, labels: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = self.cell(self.embed(labels), state["hidden"])
+        return hidden, {"hidden": hidden}
+
+    def joint(self, encoder_out: Tensor, predicted: Tensor) -> Tensor:
+        return 2 * self.out(encoder_out + 3 * predicted)
+
+
 def random_encoded(num_seqs: int, num_frames: int, num_classes: int, dim: int = 8, seed: int = 0) -> Encoded:
     """Random encoder outputs and CTC posteriors of sequences of different lengths, the longest first; NaN in the
     padding.
@@ -112,6 +133,7 @@ def toy() -> SimpleNamespace:
     return SimpleNamespace(
         Decoder=ToyDecoder,
         LanguageModel=ToyLanguageModel,
+        Transducer=ToyTransducer,
         encoded=random_encoded,
         part=part,
         sequence_score=sequence_score,
