@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from returnn_hydra.batch import sequence_mask
 from returnn_hydra.nn.lstm import LSTM
+from returnn_hydra.nn.norm import InputNorm
 
 
 class BLSTM(nn.Module):
@@ -20,7 +22,8 @@ class BLSTM(nn.Module):
         hidden_dim: H.
         num_layers: bidirectional layers, each reading both directions of the one below.
         dropout: on the outputs of every layer, in training.
-        input_noise: standard deviation of Gaussian noise on the inputs, in training.
+        input_norm: normalise the inputs, by the mean and variance of all frames seen in training (`InputNorm`).
+        input_noise: standard deviation of Gaussian noise on the (normalised) inputs, in training.
     """
 
     def __init__(
@@ -30,9 +33,11 @@ class BLSTM(nn.Module):
         hidden_dim: int = 64,
         num_layers: int = 1,
         dropout: float = 0.0,
+        input_norm: bool = False,
         input_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        self.input_norm = InputNorm(input_dim) if input_norm else None
         self.input_noise = input_noise
         self.lstm = LSTM(input_dim, hidden_dim, num_layers, bidirectional=True, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
@@ -49,6 +54,8 @@ class BLSTM(nn.Module):
         Returns:
             (B, T, C) or (B, T, 2H), and (B,).
         """
+        if self.input_norm is not None:
+            features = self.input_norm(features, sequence_mask(lengths, features.shape[1]))
         if self.training and self.input_noise > 0.0:
             features = features + self.input_noise * torch.randn_like(features)
         outputs, lengths = self.lstm(features, lengths)

@@ -5,6 +5,7 @@ Legend: B sequences, T frames, C classes, N items that are classified (real fram
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, sequence_mask
@@ -35,19 +36,33 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
         (N, C) logits, (N,) int64 targets, and (N,) the index of the sequence of each.
 
     Raises:
-        ValueError: another number of targets in a sequence.
+        ValueError: another number of targets in a sequence, or a target that is none of the C classes.
     """
     targets = batch[target_key].long()
     target_lengths = batch.lengths.get(target_key)
-    sequences = lengths.new_ones(lengths.shape).cumsum(0) - 1
+    sequences = torch.arange(len(lengths), device=lengths.device)
     if target_lengths is not None and bool((target_lengths == lengths).all()):
         mask = sequence_mask(lengths)
         size = mask.shape[1]
-        return logits[:, :size][mask], targets[:, :size][mask], sequences.repeat_interleave(lengths)
-    if target_lengths is None or bool((target_lengths == 1).all()):
-        return mean_over_frames(logits, lengths), targets.reshape(-1), sequences
+        items, targets = logits[:, :size][mask], targets[:, :size][mask]
+        sequences = sequences.repeat_interleave(lengths)
+    elif target_lengths is None or bool((target_lengths == 1).all()):
+        items, targets = mean_over_frames(logits, lengths), targets.reshape(-1)
+    else:
+        raise _wrong_lengths(batch, target_key, target_lengths, lengths)
+    wrong = (targets < 0) | (targets >= logits.shape[2])
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"sequence {batch.seq_tags[int(sequences[index])]!r}: target {int(targets[index])} in "
+            f"stream {target_key!r}; the model's classes are 0..{logits.shape[2] - 1}"
+        )
+    return items, targets, sequences
+
+
+def _wrong_lengths(batch: Batch, target_key: str, target_lengths: Tensor, lengths: Tensor) -> ValueError:
     index = int((target_lengths != lengths).nonzero()[0])
-    raise ValueError(
+    return ValueError(
         f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {int(target_lengths[index])} targets "
         f"and the model {int(lengths[index])} outputs; expected one target per output, or one per sequence"
     )

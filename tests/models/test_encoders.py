@@ -17,6 +17,7 @@ SMALL = {"model_dim": 8, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
 
 ENCODERS = {  # name: (constructor, frames that become one, in turn)
     "blstm": (lambda: BLSTM(6, 5, hidden_dim=4, num_layers=2, dropout=0.1, input_noise=0.1), [1]),
+    "blstm with input norm": (lambda: BLSTM(6, 5, hidden_dim=4, input_norm=True), [1]),
     "blstm without output layer": (lambda: BLSTM(6, hidden_dim=4), [1]),
     "pyramidal max": (lambda: PyramidalBLSTM(6, 5, hidden_dim=4, reductions=[2, 3], dropout=0.1), [2, 3]),
     "pyramidal concat": (lambda: PyramidalBLSTM(6, 5, hidden_dim=4, reductions=[3, 2], reduction="concat"), [3, 2]),

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from returnn_hydra.nn.norm import MaskedBatchNorm
 from returnn_hydra.nn.time_conv import (
     DepthwiseTimeConv,
     MaskedConv2d,
@@ -76,15 +75,3 @@ def test_group_frames(factor):
             assert torch.equal(concat[index, frame], flat)
             assert torch.equal(largest[index, frame], group.amax(0))
         assert largest[index, int(lengths[index]) :].abs().sum() == 0
-
-
-def test_batch_norm_sees_real_frames_only():
-    torch.manual_seed(1)
-    norm, reference = MaskedBatchNorm(3), torch.nn.BatchNorm1d(3)
-    features, lengths = torch.randn(2, 4, 3), [4, 2]
-    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
-    outputs = norm(features, mask)
-    expected = reference(torch.cat([features[0], features[1, :2]]))
-    torch.testing.assert_close(torch.cat([outputs[0], outputs[1, :2]]), expected)
-    torch.testing.assert_close(norm.running_var, reference.running_var)
-    assert outputs[1, 2:].abs().sum() == 0

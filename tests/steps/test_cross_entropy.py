@@ -51,7 +51,7 @@ def test_frame_wise_equals_a_loop(model, frame_batch):
         log_probs = log_probs_alone(model, frame_batch, index)
         for frame in range(length):
             target = int(frame_batch["classes"][index, frame])
-            nats -= float(log_probs[frame, target])
+            nats -= float(log_probs[frame, target].detach())
             errors += int(log_probs[frame].argmax()) != target
     assert float(losses["ce"].sum) == pytest.approx(nats, rel=1e-5)
     assert losses["ce"].count == losses["error"].count == 6
@@ -111,6 +111,12 @@ def test_label_smoothing_only_in_training(model, frame_batch):
 def test_a_wrong_number_of_targets_names_the_sequence(model, features):
     batch = make_batch(features, torch.zeros(2, 4, dtype=torch.long), [4, 1])
     with pytest.raises(ValueError, match=r"'b'.*'classes' has 1 targets and the model 2 outputs"):
+        CrossEntropy()(model, batch)
+
+
+def test_a_wrong_class_names_the_sequence(model, features):
+    batch = make_batch(features, torch.tensor([[0, 4, 2, 2], [1, 5, 0, 0]]), LENGTHS)
+    with pytest.raises(ValueError, match=r"'b': target 5 in stream 'classes'; the model's classes are 0\.\.4"):
         CrossEntropy()(model, batch)
 
 
