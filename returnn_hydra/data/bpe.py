@@ -191,6 +191,10 @@ class SamplingBytePairEncoding(Vocabulary):
         self.__dict__.update(state)
         self._plant()
 
+    @property
+    def is_random(self) -> bool:
+        return self.breadth_prob > 0.0
+
     def _plant(self) -> None:
         self._root = _Node("")
         for label in self._ids:

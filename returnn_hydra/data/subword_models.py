@@ -62,6 +62,10 @@ class SentencePieceVocabulary(Vocabulary):
         self.name = str(model_file)
         self._sp = model
 
+    @property
+    def is_random(self) -> bool:
+        return self._sampling is not None
+
     def _load(self, where: str) -> Any:
         try:
             return require("sentencepiece", extra="text").SentencePieceProcessor(model_proto=self._model)

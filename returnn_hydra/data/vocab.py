@@ -76,6 +76,11 @@ class Vocabulary:
         return f"{type(self).__name__}({self.name!r}, num_labels={self.num_labels})"
 
     @property
+    def is_random(self) -> bool:
+        """Whether `encode` draws from its random generator."""
+        return False
+
+    @property
     def num_labels(self) -> int:
         return len(self.labels)
 

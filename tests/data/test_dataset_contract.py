@@ -1,17 +1,21 @@
 """What every data source must do, run over every one of them."""
 
+import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from returnn_hydra.data.arrays import AnythingDataset, StaticDataset
+from returnn_hydra.data.audio import AudioFolderDataset, AudioZipDataset
 from returnn_hydra.data.chunk import ChunkDataset
 from returnn_hydra.data.combine import CombinedDataset
 from returnn_hydra.data.concat import ConcatDataset, ConcatSeqsDataset, RepeatDataset
 from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.distribute import DistributeFilesDataset
+from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.filter import CurriculumDataset, FilterDataset, RandomSubset
 from returnn_hydra.data.hdf import HDFDataset
 from returnn_hydra.data.map import MapDataset
@@ -19,6 +23,7 @@ from returnn_hydra.data.meta import MetaDataset
 from returnn_hydra.data.ordered import LengthsFromFile, OrderedDataset
 from returnn_hydra.data.variable import MultiEpochDataset, VariableDataset
 from returnn_hydra.data.views import SubsetDataset
+from returnn_hydra.data.vocab import Utf8Bytes
 
 DATA = Path(__file__).parent / "golden" / "data"
 
@@ -91,7 +96,22 @@ def distribute(tmp_path):
     return DistributeFilesDataset([DATA / f"part{i}.hdf" for i in range(4)], hdf_of_files, partition_epoch=2)
 
 
+def audio_folder(tmp_path):
+    (tmp_path / "ogg").mkdir(exist_ok=True)
+    with zipfile.ZipFile(DATA / "ogg.zip") as archive:
+        archive.extractall(tmp_path)
+    lines = [json.dumps({"file": f"rec{i}.ogg", "text": "the cat" * i}) for i in range(4)]
+    (tmp_path / "ogg" / "list.jsonl").write_text("\n".join(lines))
+    options = {"audio": AudioFeatures("mfcc", 13, random_permute={"rnd_stretch_switch": 0, "rnd_pitch_switch": 0})}
+    return AudioFolderDataset(tmp_path / "ogg" / "list.jsonl", **options, targets=Utf8Bytes())
+
+
 SOURCES = {
+    "audio zip": lambda _: AudioZipDataset(DATA / "ogg.zip", AudioFeatures("log_mel_filterbank", 8), Utf8Bytes()),
+    "audio zip, other speeds": lambda _: AudioZipDataset(
+        DATA / "ogg.zip", AudioFeatures("raw"), speed_factors=[0.9, 1.1]
+    ),
+    "audio folder, random": audio_folder,
     "static": static,
     "anything": lambda _: AnythingDataset(
         {"data": {"dim": 3}, "t": {"shape": [], "dtype": "string"}}, num_seqs=3, seq_len=2

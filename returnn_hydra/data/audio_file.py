@@ -1,0 +1,115 @@
+"""Reading audio files, also those inside zip archives, through the soundfile library.
+
+wav, flac, ogg, NIST SPHERE (.sph) and whatever else the installed libsndfile reads.
+
+Legend: S samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.files import nearest
+from returnn_hydra.data.subword_models import require
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of an audio file says."""
+
+    num_samples: int
+    """Of each channel."""
+    sample_rate: int
+    """Hz."""
+
+
+def read_audio(data: bytes | Path, where: str) -> tuple[np.ndarray, int]:
+    """Samples, float64 between -1 and 1, (S,) or (S, C), and the sample rate in Hz.
+
+    Args:
+        data: the content of the file, or its path.
+        where: begins the error message.
+
+    Raises:
+        DataError: it is no audio file, broken, or shorter than its header says.
+    """
+    soundfile = require("soundfile", extra="audio")
+    try:
+        with soundfile.SoundFile(_handle(data, where)) as file:
+            samples = file.read(dtype="float64")
+            expected, rate = file.frames, file.samplerate
+    except soundfile.SoundFileError as error:
+        raise DataError(f"{where}: can't be read as audio: {error}") from error
+    if len(samples) != expected:
+        raise DataError(f"{where}: broken: {len(samples)} samples, but its header says {expected}")
+    return samples, rate
+
+
+def audio_info(data: bytes | Path, where: str) -> AudioInfo:
+    """The header; errors as of `read_audio`."""
+    soundfile = require("soundfile", extra="audio")
+    try:
+        with soundfile.SoundFile(_handle(data, where)) as file:
+            return AudioInfo(file.frames, file.samplerate)
+    except soundfile.SoundFileError as error:
+        raise DataError(f"{where}: can't be read as audio: {error}") from error
+
+
+def _handle(data: bytes | Path, where: str) -> Any:
+    if isinstance(data, bytes):
+        return io.BytesIO(data)
+    if not data.is_file():
+        raise DataError(f"{where}: no such file")
+    return str(data)
+
+
+class ZipFiles:
+    """Files inside of zip archives; opened at the first use, and anew in every process."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._open: dict[int, zipfile.ZipFile] = {}
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def archive(self, number: int) -> zipfile.ZipFile:
+        """The archive, open.
+
+        Raises:
+            DataError: there is no such file, or it is no zip archive.
+        """
+        if self._process != os.getpid():  # a forked process shares the position in the file with its parent
+            self._open, self._process = {}, os.getpid()
+        if number not in self._open:
+            path = self.paths[number]
+            try:
+                self._open[number] = zipfile.ZipFile(path)
+            except FileNotFoundError:
+                raise DataError(f"{path}: no such file") from None
+            except zipfile.BadZipFile as error:
+                raise DataError(f"{path}: not a zip archive, or cut off: {error}") from error
+        return self._open[number]
+
+    def read(self, number: int, name: str) -> bytes:
+        """The content of one file.
+
+        Raises:
+            DataError: the archive has no such file, or its content is broken.
+        """
+        archive = self.archive(number)
+        try:
+            return archive.read(name)
+        except KeyError:
+            raise DataError(f"{self.paths[number]}: has no file {name!r}{nearest(name, archive.namelist())}") from None
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise DataError(f"{self.paths[number]}: file {name!r} is broken: {error}") from error
