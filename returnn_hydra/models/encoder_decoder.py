@@ -29,14 +29,14 @@ class EncoderDecoder(nn.Module):
     Args:
         encoder: (B, T, F), (B,) -> (B, T', E), (B,).
         decoder: `LSTMDecoder` or `TransformerDecoder` for encoder_dim = E.
-        ctc_dim: C, blank included; None: no CTC output.
+        ctc: a CTC output on the encoder, with C = number of labels + 1 classes; blank is the last one.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, ctc_dim: int | None = None) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, ctc: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.ctc_output = None if ctc_dim is None else nn.Linear(int(encoder.output_dim), ctc_dim)  # type: ignore[arg-type]
+        self.ctc_output = nn.Linear(int(encoder.output_dim), int(decoder.num_labels) + 1) if ctc else None  # type: ignore[arg-type]
 
     @property
     def bos_id(self) -> int:

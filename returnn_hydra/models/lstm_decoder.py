@@ -44,6 +44,7 @@ class LSTMDecoder(nn.Module):
         super().__init__()
         self.num_classes, self.eos_id = boundary_label(num_labels, eos_id)
         self.bos_id = self.eos_id
+        self.num_labels = num_labels
         self.embedding = nn.Embedding(self.num_classes, embedding_dim)
         self.cell = nn.LSTMCell(embedding_dim + encoder_dim, hidden_dim)
         self.attention = LocationAwareAttention(hidden_dim, encoder_dim, attention_dim)

@@ -42,6 +42,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.num_classes, self.eos_id = boundary_label(num_labels, eos_id)
         self.bos_id = self.eos_id
+        self.num_labels = num_labels
         self.embedding = nn.Embedding(self.num_classes, model_dim)
         self.layers = TransformerStack(
             model_dim, num_layers, num_heads, feed_forward_dim, dropout, positions, encoder_dim

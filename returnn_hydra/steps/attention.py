@@ -74,7 +74,7 @@ class JointCTCAttention:
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
         if output.ctc_logits is None:
-            raise ValueError("the model has no CTC output; set ctc_dim (number of labels + 1) in the model")
+            raise ValueError("the model has no CTC output; set ctc=true in the model")
         smoothing = self.label_smoothing if model.training else 0.0
         losses = next_label_losses(output.logits, targets, lengths, smoothing)
         ctc = self.ctc.losses(output.ctc_logits, output.encoder_lengths, batch, with_error=not model.training)

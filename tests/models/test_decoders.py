@@ -138,7 +138,7 @@ def test_boundary_label():
 @torch.no_grad()
 def test_encoder_decoder_alone_equals_in_a_padded_batch(decoder):
     torch.manual_seed(3)
-    model = EncoderDecoder(PyramidalBLSTM(5, hidden_dim=E // 2, reductions=[2]), decoder, ctc_dim=NUM_LABELS + 1).eval()
+    model = EncoderDecoder(PyramidalBLSTM(5, hidden_dim=E // 2, reductions=[2]), decoder, ctc=True).eval()
     features, lengths = torch.randn(3, 9, 5), torch.tensor([9, 4, 7])
     inputs = prepend(LABELS, model.bos_id)
     output = model(features, lengths, inputs, LENGTHS + 1)

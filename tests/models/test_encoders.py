@@ -9,6 +9,7 @@ from returnn_hydra.models.blstm import BLSTM
 from returnn_hydra.models.chain import Chain
 from returnn_hydra.models.conformer import Conformer
 from returnn_hydra.models.conv_frontend import StridedConvFrontend, VGGFrontend
+from returnn_hydra.models.ctc_model import CTCModel
 from returnn_hydra.models.pyramidal_blstm import PyramidalBLSTM
 from returnn_hydra.models.transformer_encoder import TransformerEncoder
 from returnn_hydra.nn.specaugment import SpecAugment
@@ -32,6 +33,7 @@ ENCODERS = {  # name: (constructor, frames that become one, in turn)
     "conformer": (lambda: Conformer(6, 5, kernel_size=5, **SMALL), [1]),
     "conformer 4": (lambda: Conformer(6, 5, kernel_size=3, subsampling=4, **SMALL), [2, 2]),
     "conformer layer norm": (lambda: Conformer(6, kernel_size=7, conv_norm="layer", positions="rotary", **SMALL), [1]),
+    "ctc model": (lambda: CTCModel(PyramidalBLSTM(6, hidden_dim=3, reductions=[2]), num_labels=4, dropout=0.1), [2]),
     "chain": (
         lambda: Chain([SpecAugment(2, 3, 0.5, 1, 2), VGGFrontend(6, 4, [2], [2], [2]), BLSTM(4, 5, hidden_dim=3)]),
         [2],

@@ -31,12 +31,12 @@ def pyramid() -> PyramidalBLSTM:
 
 
 def attention_model() -> EncoderDecoder:
-    return EncoderDecoder(pyramid(), LSTMDecoder(8, LABELS, 3, 6, 4), ctc_dim=LABELS + 1)
+    return EncoderDecoder(pyramid(), LSTMDecoder(8, LABELS, 3, 6, 4), ctc=True)
 
 
 def transformer_model() -> EncoderDecoder:
     encoder = TransformerEncoder(F, subsampling=2, **SMALL)
-    return EncoderDecoder(encoder, TransformerDecoder(8, LABELS, **SMALL), ctc_dim=LABELS + 1)
+    return EncoderDecoder(encoder, TransformerDecoder(8, LABELS, **SMALL), ctc=True)
 
 
 def ctc_model() -> Conformer:

@@ -25,7 +25,7 @@ def batch() -> Batch:
 @pytest.fixture
 def model() -> EncoderDecoder:
     torch.manual_seed(2)
-    return EncoderDecoder(BLSTM(4, hidden_dim=3), LSTMDecoder(6, 3, 4, 5, 3), ctc_dim=4).eval()
+    return EncoderDecoder(BLSTM(4, hidden_dim=3), LSTMDecoder(6, 3, 4, 5, 3), ctc=True).eval()
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def test_joint_is_both_with_their_weights(model, batch):
 @torch.no_grad()
 def test_joint_needs_a_ctc_output(batch):
     model = EncoderDecoder(BLSTM(4, hidden_dim=3), LSTMDecoder(6, 3, 4, 5, 3)).eval()
-    with pytest.raises(ValueError, match="no CTC output; set ctc_dim"):
+    with pytest.raises(ValueError, match="no CTC output; set ctc=true"):
         JointCTCAttention()(model, batch)
     with pytest.raises(ValueError, match="ctc_scale=1"):
         JointCTCAttention(ctc_scale=1.0)
