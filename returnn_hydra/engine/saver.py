@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +11,13 @@ from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.manifest import Progress, check_json
 from returnn_hydra.engine.tensor_file import Snapshot
 
+logger = logging.getLogger(__name__)
+
 
 class BackgroundSaver:
     """One job at a time on a thread; each call waits for the job before, and raises what it raised.
 
-    Used as a context manager: on the way out it waits, and raises unless another error is on its way.
+    Used as a context manager: on the way out it waits, and raises; but only logs when another error is on its way.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -80,6 +83,7 @@ class BackgroundSaver:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
-        except BaseException:
+        except Exception as failure:
             if error is None:
                 raise
+            logger.error("The last save failed as well: %s", failure)

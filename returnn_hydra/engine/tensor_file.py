@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -175,6 +176,10 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
                 if not MEMBER_NAME.fullmatch(member.filename) or member.compress_type != zipfile.ZIP_STORED:
                     raise DamagedStateError(f"{path}: {member.filename!r} does not belong into a file of torch.save")
             damaged = archive.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # that one: an offset in the archive is damaged
+            raise
+        raise DamagedStateError(f"{path}: damaged: an offset points out of the file") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DamagedStateError(f"{path}: no zip archive as torch.save writes it, or damaged ({error})") from error
     if damaged is not None:

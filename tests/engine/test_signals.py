@@ -1,0 +1,198 @@
+"""Stop requests by signals and by time, with real signals in forked processes."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from returnn_hydra.engine import signals
+from returnn_hydra.engine.errors import Stopped
+from returnn_hydra.engine.signals import StopRequest, die_with_parent, parse_duration
+
+
+def run_forked(function):
+    """Run it in a child that leaves with its return value; returns the child's pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = function()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid):
+    """The exit code, or minus the signal's number."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def training(ready):
+    """Steps until it is asked to stop; the exit code says why."""
+
+    def function():
+        with StopRequest() as stop:
+            stop.immediate = False
+            os.write(ready, b"x")
+            for _ in range(2000):
+                time.sleep(0.005)
+                if stop.requested:
+                    os.write(ready, b"s")
+                    time.sleep(0.2)
+                    return stop.stopped("saved").exit_code
+        return 98
+
+    return function
+
+
+@pytest.fixture
+def pipe():
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 143),
+        (signal.SIGUSR2, 143),
+        (signal.SIGHUP, 143),
+    ],
+)
+def test_a_signal_asks_for_the_end_of_the_step(pipe, number, code):
+    pid = run_forked(training(pipe[1]))
+    assert os.read(pipe[0], 1) == b"x"
+    os.kill(pid, number)
+    assert ended(pid) == code
+
+
+@pytest.mark.parametrize(
+    ("second", "end"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGUSR1, signal.SIGTERM)],
+)
+def test_a_second_signal_ends_at_once(pipe, second, end):
+    pid = run_forked(training(pipe[1]))
+    assert os.read(pipe[0], 1) == b"x"
+    os.kill(pid, signal.SIGTERM)
+    assert os.read(pipe[0], 1) == b"s"
+    os.kill(pid, second)
+    assert ended(pid) == -end
+
+
+def test_during_start_up_the_first_signal_ends_it():
+    def function():
+        try:
+            with StopRequest():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        except Stopped as error:
+            return error.exit_code
+        return 98
+
+    assert ended(run_forked(function)) == 143
+
+
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        term = signal.getsignal(signal.SIGTERM)
+        with StopRequest():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != term
+        assert signal.getsignal(signal.SIGTERM) == term
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_time_limit():
+    now = [100.0]
+    stop = StopRequest("1h", clock=lambda: now[0])
+    now[0] += 3599
+    assert not stop.requested
+    now[0] += 1
+    assert stop.requested
+    error = stop.stopped("epoch 3, batch 117 of 240 is saved")
+    assert error.exit_code == 143
+    assert str(error).startswith("stop_after=1h: epoch 3, batch 117 of 240 is saved. Start the same command again")
+    assert not StopRequest().requested
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("23h30m", 84600),
+        ("90s", 90),
+        ("1d", 86400),
+        ("1.5h", 5400),
+        (45, 45),
+        ("7.5", 7.5),
+        ("1d2h3m4s", 93784),
+        (" 5M ", 300),
+    ],
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "1x", "30m1h", "-5", "1..5h", "5 apples", "1e9", ".h", "nan"])
+def test_no_durations(text):
+    with pytest.raises(ValueError, match="expected such as 23h30m"):
+        parse_duration(text)
+
+
+def test_children_die_with_their_parent(pipe):
+    def parent():
+        me = os.getpid()
+        child = os.fork()
+        if child == 0:
+            die_with_parent(me)
+            os.write(pipe[1], b"%d\n" % os.getpid())
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+        return 0
+
+    pid = run_forked(parent)
+    child = int(os.read(pipe[0], 20))
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    until = time.monotonic() + 5
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_child_that_comes_too_late_ends():
+    assert ended(run_forked(lambda: die_with_parent(1) or 98)) == 143
+
+
+def test_a_child_leaves_ctrl_c_to_its_parent():
+    def child():
+        die_with_parent(os.getppid())
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return 7 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 98
+
+    assert ended(run_forked(child)) == 7
+
+
+def test_elsewhere_than_on_linux(monkeypatch):
+    def child():
+        monkeypatch.setattr(signals.sys, "platform", "darwin")
+        die_with_parent(1)
+        return 7
+
+    assert ended(run_forked(child)) == 7
