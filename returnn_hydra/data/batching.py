@@ -432,7 +432,11 @@ def parse_chunking(chunking: Any) -> tuple[PerStream, PerStream] | None:
     elif isinstance(chunking, Sequence) and len(chunking) == 2:
         size, step = chunking
     same = not isinstance(size, Mapping) or (isinstance(step, Mapping) and size.keys() == step.keys())
-    if not all(isinstance(v, int) and v > 0 for v in (*_values(size), *_values(step))) or not same or size is None:
+    if (
+        not all(isinstance(v, int) and v > 0 for v in (*_values(size), *_values(step)))
+        or not same
+        or None in (size, step)
+    ):
         raise ValueError(
             f'chunking={chunking!r}: expected size, "size:step" or [size, step] in frames, numbers from 1, '
             "or both by stream: [{data: 60}, {data: 30}]"

@@ -103,7 +103,9 @@ def _pad(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags: Sequen
     if dtype.kind in "iu":
         _check_fits(name, dtype, arrays, tags)
     padded = np.zeros((len(arrays), *sizes), dtype)
-    if len(sizes) and spec.time_axis == 0 and None not in spec.shape[1:]:
+    if spec.shape == ():
+        padded[:] = arrays
+    elif spec.time_axis == 0 and None not in spec.shape[1:]:
         for row, array in zip(padded, arrays, strict=True):
             row[: len(array)] = array
     else:

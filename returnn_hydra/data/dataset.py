@@ -62,7 +62,7 @@ class Dataset(ABC):
         return self.seq_lengths(names[0]) if names else None
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
-        """The same corpus, of which only these streams will be read; sources that save work by it return another one."""
+        """The same corpus, of which only these streams are read; sources that save work by it return another one."""
         return self
 
     def at_epoch(self, epoch: int) -> Dataset:

@@ -14,7 +14,7 @@ from returnn_hydra.data.batching import Batches, Batching
 from returnn_hydra.data.collate import check_specs
 from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.order import SeqOrder
-from returnn_hydra.data.reading import BatchReader, read_ahead, read_in_workers
+from returnn_hydra.data.reading import BatchReader, ahead, read_in_workers
 
 __all__ = ["Loader"]
 
@@ -94,7 +94,7 @@ class Loader:
         pieces = [(epoch, batches[i]) for i in range(start, len(batches))]
         if self.num_workers:
             return read_in_workers(reader, pieces, self.num_workers, self.prefetch, self.pin_memory)
-        return read_ahead(reader, pieces, self.prefetch, self.pin_memory)
+        return ahead(map(reader.read, pieces), self.prefetch, self.pin_memory)
 
     def statistics(self, epoch: int) -> dict[str, Any]:
         """Of this rank's epoch: numbers of batches, sequences and frames, padding, and what was left out."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -46,33 +44,32 @@ class BatchReader:
         except DataError:
             raise
         except Exception as error:
-            text = f"{type(error).__name__}: {error}, while reading the sequences {_tags(dataset, piece)}"
-            raise DataError(text) from error
+            raise DataError(f"{type(error).__name__}: {error}, while reading {self.describe(item)}") from error
+
+    def describe(self, item: WorkItem) -> str:
+        """The sequences of a batch, in words for an error message."""
+        epoch, piece = item
+        tags: list[str] = []
+        with contextlib.suppress(Exception):  # the other error is the one to tell
+            tags = self.dataset.at_epoch(epoch).seq_tags(piece.indices[:10])
+        more = len(piece.indices) - len(tags)
+        return "the sequences " + ", ".join(map(repr, tags)) + (f" and {more} more" if more else "")
 
 
-def _tags(dataset: Dataset, piece: Piece) -> str:
-    tags = []
-    with contextlib.suppress(Exception):  # only the words of another error's message
-        tags = dataset.seq_tags(piece.indices[:10])
-    more = len(piece.indices) - len(tags)
-    return ", ".join(map(repr, tags)) + (f" and {more} more" if more else "")
-
-
-def read_ahead(reader: BatchReader, items: Sequence[WorkItem], prefetch: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches, read by a thread that is up to `prefetch` batches ahead."""
+def ahead(batches: Iterator[Batch], prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches, made by a thread that is up to `prefetch` batches ahead; closing the iterator ends the thread."""
+    if pin_memory:
+        batches = (batch.pin_memory() for batch in batches)
     if not prefetch:
-        for item in items:
-            batch = reader.read(item)
-            yield batch.pin_memory() if pin_memory else batch
+        yield from batches
         return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=prefetch)
     stop = threading.Event()
 
     def produce() -> None:
         try:
-            for item in items:
-                batch = reader.read(item)
-                ready.put(batch.pin_memory() if pin_memory else batch)
+            for batch in batches:
+                ready.put(batch)
                 if stop.is_set():
                     return
             ready.put(None)
@@ -94,7 +91,7 @@ def read_ahead(reader: BatchReader, items: Sequence[WorkItem], prefetch: int, pi
         thread.join()
 
 
-class _WorkerDataset(TorchDataset):
+class WorkItems(TorchDataset):
     """What torch's DataLoader asks its workers for: the "index" is the work item itself."""
 
     def __init__(self, reader: BatchReader) -> None:
@@ -103,40 +100,45 @@ class _WorkerDataset(TorchDataset):
     def __getitem__(self, item: WorkItem) -> Batch | DataError:
         try:
             return self.reader.read(item)
-        except DataError as error:
+        except DataError as error:  # as a value, so that it arrives itself and not torch's text about it
             return DataError(*error.args)
+
+
+def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator[Batch]:
+    """The batches of worker processes, in their order; closing the iterator ends the processes.
+
+    Args:
+        describe: words for the error message about batch number i.
+
+    Raises:
+        DataError: the original one of a worker; or a worker died.
+    """
+    batches = iter(loader)
+    done = 0
+    try:
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            done += 1
+            yield batch
+    except (RuntimeError, OSError) as error:  # torch's signal handler raises wherever the process happens to be
+        raise DataError(f"a loader worker failed at batch {done}, {describe(done)}: {error}") from error
+    finally:
+        shutdown = getattr(batches, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
 
 
 def read_in_workers(
     reader: BatchReader, items: Sequence[WorkItem], num_workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """The batches, in their order, read by `num_workers` processes.
-
-    Raises:
-        DataError: the original one of a worker; or a worker died.
-    """
+    """The batches, in their order, read by `num_workers` processes."""
     loader: DataLoader = DataLoader(
-        _WorkerDataset(reader),
+        WorkItems(reader),
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
         prefetch_factor=max(prefetch, 1),
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
-    batches = iter(loader)
-    done = 0
-    try:
-        while done < len(items):
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                tags = _tags(reader.dataset, items[done][1])
-                raise DataError(f"{error} (waiting for batch {done} of {len(items)}: {tags})") from error
-            if isinstance(batch, DataError):
-                raise batch
-            done += 1
-            yield batch
-    finally:
-        shutdown = getattr(batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
+    return from_workers(loader, lambda done: reader.describe(items[min(done, len(items) - 1)]))

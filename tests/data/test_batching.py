@@ -140,7 +140,7 @@ def test_chunks(lens, size, step, smallest):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["10:", "ten", [10], [0, 5], -3, {"data": 5}, [{"data": 5}, {"classes": 5}], [5, None]]
+    "wrong", ["10:", "ten", [10], [0, 5], -3, {"data": 0}, [{"data": 5}, {"classes": 5}], [5, None]]
 )
 def test_wrong_chunking(wrong):
     with pytest.raises(ValueError, match="chunking="):

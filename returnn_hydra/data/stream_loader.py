@@ -1,0 +1,223 @@
+"""Batches from a source that only says what comes next."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from returnn_hydra.batch import Batch, TensorSpec
+from returnn_hydra.data.batching import Batching, Filler
+from returnn_hydra.data.collate import check_specs, collate
+from returnn_hydra.data.dataset import DataError, Examples
+from returnn_hydra.data.reading import ahead, from_workers
+from returnn_hydra.data.streaming import Example, StreamingDataset
+
+
+@dataclass
+class Counts:
+    """What came out of an epoch so far."""
+
+    num_batches: int = 0
+    num_seqs: int = 0
+    num_frames: int = 0
+    num_padded_frames: int = 0
+
+
+class StreamLoader:
+    """The batches of every epoch of a streaming source: Loader's face, but nothing is known before it is read.
+
+    Going on in the middle of an epoch reads and drops what was before. With several workers each one makes batches out
+    of its share of the sequences, and they take turns: every sequence comes once, in other batches than without
+    workers.
+
+    Raises:
+        DataError: the source has not what `specs` says.
+        ValueError: an option that needs to know the lengths before.
+    """
+
+    def __init__(
+        self,
+        dataset: StreamingDataset,
+        specs: Mapping[str, TensorSpec] | None = None,
+        batching: Batching | None = None,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.specs = dict(specs if specs is not None else dataset.streams)
+        self.batching = batching or Batching()
+        self.num_workers = num_workers
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+        self.rank = rank
+        self.world_size = world_size
+        self.check_finite = check_finite
+        self._counts: dict[int, Counts] = {}
+        for name in ("buckets", "shuffle_batches"):
+            if getattr(self.batching, name):
+                raise ValueError(f"{name} needs all lengths, which {type(dataset).__name__} does not know")
+        check_specs(self.specs, dataset.streams)
+
+    def num_batches(self, epoch: int) -> int | None:
+        """Not known before the epoch has been read."""
+        return None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 1), beginning at batch number `start`."""
+        former = BatchFormer(self.dataset, self.specs, self.batching, self.check_finite, self.rank, self.world_size)
+        if self.num_workers:
+            loader: DataLoader = DataLoader(
+                _Share(former, epoch),
+                batch_size=None,
+                num_workers=self.num_workers,
+                prefetch_factor=max(self.prefetch, 1),
+                pin_memory=self.pin_memory,
+            )
+            batches = from_workers(loader, lambda done: f"epoch {epoch}")
+        else:
+            batches = ahead(former.batches(epoch), self.prefetch, self.pin_memory)
+        return self._counted(batches, epoch, start)
+
+    def _counted(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        counts = self._counts[epoch] = Counts()
+        main = next((name for name in ("data", *self.specs) if name in self.specs and self.specs[name].has_time), None)
+        try:
+            for batch in batches:
+                counts.num_batches += 1
+                counts.num_seqs += batch.num_seqs
+                if main is not None:
+                    counts.num_frames += int(batch.lengths[main].sum())
+                    counts.num_padded_frames += int(batch.lengths[main].max()) * batch.num_seqs
+                if counts.num_batches > start:
+                    yield batch
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def statistics(self, epoch: int) -> dict[str, Any]:
+        """Of what was read of this epoch: numbers of batches, sequences and frames, and the padding."""
+        counts = self._counts.get(epoch, Counts())
+        padded = counts.num_padded_frames
+        return {
+            "num_batches": counts.num_batches,
+            "num_seqs": counts.num_seqs,
+            "num_frames": counts.num_frames,
+            "padding_fraction": round(1 - counts.num_frames / padded, 6) if padded else 0.0,
+            "warnings": [],
+        }
+
+
+@dataclass
+class BatchFormer:
+    """Fills batches with what a source gives to one rank."""
+
+    dataset: StreamingDataset
+    specs: Mapping[str, TensorSpec]
+    batching: Batching
+    check_finite: bool
+    rank: int
+    num_ranks: int
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The padded batches.
+
+        Raises:
+            DataError: also in place of any other error of the source.
+        """
+        last: str | None = None
+        try:
+            for group in self.groups(epoch):
+                last = group[-1].seq_tag
+                yield self.collate(group, epoch)
+        except DataError:
+            raise
+        except Exception as error:
+            after = f"after sequence {last!r}" if last is not None else "before the first batch"
+            raise DataError(f"{type(error).__name__}: {error}, {after} of {type(self.dataset).__name__}") from error
+
+    def collate(self, group: list[Example], epoch: int) -> Batch:
+        names = [name for name in self.specs if name in group[0].streams]
+        streams = {name: [example.streams[name] for example in group] for name in names}
+        examples = Examples([example.seq_tag for example in group], streams)
+        return collate(examples, self.specs, epoch, check_finite=self.check_finite)
+
+    def groups(self, epoch: int) -> Iterator[list[Example]]:
+        """The sequences (or chunks) of every batch."""
+        filler = Filler(self.batching, epoch)
+        group: list[Example] = []
+        source = self.dataset.iterate(epoch, self.rank, self.num_ranks)
+        for example in itertools.chain.from_iterable(map(self.pieces, source)):
+            lengths = self.lengths(example)
+            if self.batching.on_too_long != "alone" and filler.is_too_long(lengths):
+                if self.batching.on_too_long == "skip":
+                    continue
+                raise DataError(
+                    f"sequence {example.seq_tag!r} is longer ({lengths}) than a batch may be "
+                    f"({self.batching.batch_size}), and on_too_long=error"
+                )
+            if filler.starts_new_batch(lengths) and group:
+                yield group
+                group = []
+            group.append(example)
+        if group:
+            yield group
+
+    def lengths(self, example: Example) -> dict[str, int]:
+        """Frames by stream."""
+        lengths = {}
+        for name, spec in self.specs.items():
+            if spec.time_axis is not None:
+                if name not in example.streams:
+                    raise DataError(f"sequence {example.seq_tag!r} has no stream {name!r}")
+                lengths[name] = int(example.streams[name].shape[spec.time_axis])
+        return lengths
+
+    def pieces(self, example: Example) -> list[Example]:
+        """The sequence; nothing if it is filtered out; or its chunks."""
+        lengths = {name: np.array([length]) for name, length in self.lengths(example).items()}
+        keep = self.batching.passes(lengths)
+        if keep is not None and not keep[0]:
+            return []
+        if self.batching.chunking is None:
+            return [example]
+        chunks = Batching(chunking=self.batching.chunking, min_chunk_size=self.batching.min_chunk_size)
+        made = chunks.make(np.zeros(1, np.int64), lengths, tag=lambda _: example.seq_tag)
+        pieces = []
+        for i in range(len(made.indices)):
+            cut = {name: example.streams[name][made.starts[name][i] : made.ends[name][i]] for name in made.starts}
+            pieces.append(Example(example.seq_tag, {**example.streams, **cut}))
+        return pieces
+
+
+class _Share(IterableDataset):
+    """The batches of one worker: of the sequences that belong to it."""
+
+    def __init__(self, former: BatchFormer, epoch: int) -> None:
+        self.former = former
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch | DataError]:
+        worker = get_worker_info()
+        assert worker is not None
+        former = self.former
+        share = BatchFormer(
+            former.dataset,
+            former.specs,
+            former.batching,
+            former.check_finite,
+            former.rank * worker.num_workers + worker.id,
+            former.num_ranks * worker.num_workers,
+        )
+        try:
+            yield from share.batches(self.epoch)
+        except DataError as error:
+            yield DataError(*error.args)
