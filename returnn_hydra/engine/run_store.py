@@ -115,10 +115,13 @@ class RunStore:
             logger.info("Resumed at epoch %d, batch %d of %s", progress.epoch, progress.batch, total)
             return
         trainer.position.trained = True
-        finished = next((r for r in read_records(self.folder) if r.epoch == progress.epoch), None)
+        saved = read_records(self.folder)
+        finished = next((record for record in saved if record.epoch == progress.epoch), None)
         if finished is not None and set(trainer.eval_data) <= set(finished.scores):
             trainer.records.append(finished)
             trainer.start_epoch(progress.epoch + 1)
+            if saved != trainer.records:
+                self._write_records(trainer.records)
         if trainer.position.epoch > trainer.num_epochs:
             logger.info("Already trained until epoch %d, nothing to do", progress.epoch)
         elif trainer.position.trained:
@@ -168,13 +171,16 @@ class RunStore:
     def save_records(self, trainer: Trainer) -> None:
         """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed."""
         self.saver.wait()
-        text = "".join(_seal_line(record.to_json()) for record in trainer.records)
-        write_text(self.disk, self.folder / SCORES_FILE, text)
-        for write in self.writers:
-            write(self.folder, trainer.records)
+        self._write_records(trainer.records)
         scores = {record.epoch: trainer.selection_value(record, self.score) for record in trainer.records}
         last = trainer.position.epoch >= trainer.num_epochs
         self.saver.submit(lambda: self._tidy(scores, last))
+
+    def _write_records(self, records: Sequence[EpochRecord]) -> None:
+        text = "".join(_seal_line(record.to_json()) for record in records)
+        write_text(self.disk, self.folder / SCORES_FILE, text)
+        for write in self.writers:
+            write(self.folder, records)
 
     def _tidy(self, scores: Mapping[int, float], last: bool) -> None:
         self.retention.apply(self.checkpoints, scores)
