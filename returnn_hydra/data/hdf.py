@@ -15,7 +15,7 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import stream_spec
 from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
-from returnn_hydra.data.hdf_file import HDFFile, decode_tag, member, open_hdf
+from returnn_hydra.data.hdf_file import HDFFile, damage_as_error, decode_tag, member, open_hdf
 from returnn_hydra.data.hdf_rows import RowCache, read_rows
 from returnn_hydra.data.memory import available_memory
 
@@ -158,13 +158,9 @@ class HDFDataset(Dataset):
     def _read_stream(self, file: int, name: str, indices: np.ndarray) -> list[np.ndarray]:
         """These sequences of one file."""
         starts, lengths = self._starts[name][indices].tolist(), self._lengths[name][indices].tolist()
-        try:
+        where = f", stream {name!r}, {len(indices)} sequences from {self.seq_tags(indices[:1])[0]!r} on"
+        with damage_as_error(self._parts[file].path, where):
             rows = read_rows(self._dataset(file, name), starts, lengths, self._caches.get((file, name)))
-        except OSError as error:
-            raise DataError(
-                f"{self._parts[file].path}, stream {name!r}: can't read {len(indices)} sequences from "
-                f"{self.seq_tags(indices[:1])[0]!r} on ({error})"
-            ) from error
         spec = self.streams[name]
         if spec.dtype == "string":
             rows = [np.array([decode_tag(text) for text in row.tolist()], dtype=str) for row in rows]

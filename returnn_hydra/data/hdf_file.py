@@ -6,8 +6,9 @@ sequence in `seqLengths`, one column for every stream, their names in `seqTags`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class HDFFile:
                 those that our writer has marked.)
         """
         self.path = Path(path)
+        with damage_as_error(self.path):
+            self._read_index(per_sequence)
+
+    def _read_index(self, per_sequence: Sequence[str]) -> None:
         with open_hdf(self.path) as file:
             self.datasets = _stream_paths(file, self.path)
             """Stream to the path of its numbers in the file."""
@@ -61,7 +66,7 @@ class HDFFile:
 
     def _read_lengths(self, file: h5py.File) -> dict[str, np.ndarray]:
         """Stream to (N,) int64 frames; they must add up to what is there."""
-        table = _read(member(file, "seqLengths", self.path), self.path, "seqLengths")
+        table = member(file, "seqLengths", self.path)[...]
         columns = len(self.datasets)
         only_data = list(self.datasets) == ["data"]
         if table.dtype.kind not in "iu" or table.ndim not in (1, 2):
@@ -116,9 +121,19 @@ class HDFFile:
 
     def read_tags(self) -> np.ndarray:
         """(N,) tags as UTF-8 bytes (one compact array, which processes can share)."""
-        with open_hdf(self.path) as file:
-            tags = _read(member(file, "seqTags", self.path), self.path, "seqTags")
+        with damage_as_error(self.path), open_hdf(self.path) as file:
+            tags = member(file, "seqTags", self.path)[...]
         return np.array(tags.tolist(), dtype=np.bytes_) if len(tags) else np.zeros(0, "S1")
+
+
+@contextlib.contextmanager
+def damage_as_error(path: Path, where: str = "") -> Iterator[None]:
+    """What h5py raises over a damaged file (errors of many kinds) becomes a DataError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}{where}: can't be read, the file seems to be damaged ({text})") from error
 
 
 def open_hdf(path: Path, **options: Any) -> h5py.File:
@@ -155,25 +170,19 @@ def member(group: h5py.Group, path: str, where: Path) -> Any:
 
 
 def has_member(group: h5py.Group, path: str) -> bool:
-    """Whether there is something of this name (whatever it is)."""
-    *parents, name = path.split("/")
-    for parent in parents:
-        if not isinstance(group.get(parent, getlink=True), h5py.HardLink):
-            return False
-        group = group[parent]
-    return isinstance(group, h5py.Group) and group.get(name, getlink=True) is not None
+    """Whether there is something of this name; also a link, which `member` then refuses."""
+    found: Any = group
+    for name in path.split("/"):
+        link = found.get(name, getlink=True) if isinstance(found, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            return link is not None
+        found = found[name]
+    return True
 
 
 def decode_tag(tag: bytes | str) -> str:
     """A tag or label as text; fixed-width strings may be padded with NUL."""
     return (tag.decode("utf-8", "replace") if isinstance(tag, bytes) else tag).split("\0")[0]
-
-
-def _read(dataset: h5py.Dataset, path: Path, name: str) -> np.ndarray:
-    try:
-        return dataset[...]
-    except OSError as error:
-        raise DataError(f"{path}: `{name}` can't be read: {error}") from error
 
 
 def _stream_paths(file: h5py.File, path: Path) -> dict[str, str]:
@@ -231,7 +240,7 @@ def _labels(file: h5py.File, path: Path, streams: Sequence[str] | dict[str, str]
     for name in streams:
         place = "labels" if name == "data" else f"targets/labels/{name}"
         if has_member(file, place):
-            names = [decode_tag(label) for label in _read(member(file, place, path), path, place).tolist()]
+            names = [decode_tag(label) for label in member(file, place, path)[...].tolist()]
             if names and names != ["dummy-label"]:
                 labels[name] = names
     return labels

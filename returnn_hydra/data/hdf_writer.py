@@ -254,7 +254,7 @@ def to_rows(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
         raise DataError(f"{where}: values of type {array.dtype}, expected {spec.dtype}")
     if spec.dtype != "string":
         dtype = np.dtype(spec.dtype)
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
+        if array.size and not np.can_cast(array.dtype, dtype, "same_kind"):
             raise DataError(f"{where}: values of type {array.dtype}, expected {spec.dtype}")
         cast = array.astype(dtype)
         if dtype.kind in "iu" and not np.array_equal(cast, array):

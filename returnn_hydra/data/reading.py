@@ -126,6 +126,8 @@ def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator
     finally:
         shutdown = getattr(batches, "_shutdown_workers", None)
         if shutdown is not None:
+            with contextlib.suppress(RuntimeError):  # torch's signal handler once more
+                shutdown()
             shutdown()
 
 
