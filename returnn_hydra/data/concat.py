@@ -14,7 +14,7 @@ from returnn_hydra.data.checks import spec_differences, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, nearest, read_tag_list
 from returnn_hydra.data.ordered import read_seq_lens
-from returnn_hydra.data.views import Indices, WrappedDataset, as_array, renewed, select, tag_index
+from returnn_hydra.data.views import Indices, WrappedDataset, as_array, numbered, renewed, select, tag_index
 
 
 class Parts:
@@ -323,8 +323,7 @@ class RepeatDataset(WrappedDataset):
         return len(self.dataset) * self.times
 
     def _tags(self, tags: list[str], indices: Indices) -> list[str]:
-        copies = (as_array(indices) // max(len(self.dataset), 1)).tolist()
-        return [f"{tag}#{n + 1}" if n else tag for tag, n in zip(tags, copies, strict=True)]
+        return numbered(tags, as_array(indices) // max(len(self.dataset), 1))
 
     def seq_tags(self, indices: Indices) -> list[str]:
         return self._tags(self.dataset.seq_tags(as_array(indices) % max(len(self.dataset), 1)), indices)

@@ -62,25 +62,13 @@ class SubsetDataset(Dataset):
 
     @cached_property
     def _copies(self) -> np.ndarray | None:
-        """How often the same sequence came before, (N,); None if no sequence comes twice."""
-        order = np.argsort(self.indices, kind="stable")
-        ordered = self.indices[order]
-        same = np.concatenate([[False], ordered[1:] == ordered[:-1]])
-        if not same.any():
-            return None
-        positions = np.arange(len(order))
-        starts = np.maximum.accumulate(np.where(same, 0, positions))
-        copies = np.empty_like(positions)
-        copies[order] = positions - starts
-        return copies
+        return copy_numbers(self.indices)
 
     def seq_tags(self, indices: Indices) -> list[str]:
         return self._tags(self.dataset.seq_tags(self.indices[as_array(indices)]), as_array(indices))
 
     def _tags(self, tags: list[str], indices: np.ndarray) -> list[str]:
-        if self._copies is None:
-            return tags
-        return [f"{tag}#{n + 1}" if n else tag for tag, n in zip(tags, self._copies[indices].tolist(), strict=True)]
+        return numbered(tags, select(self._copies, indices))
 
     def seq_lengths(self, stream: str) -> np.ndarray | None:
         return select(self.dataset.seq_lengths(stream), self.indices)
@@ -91,6 +79,26 @@ class SubsetDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         examples = self.dataset.read(self.indices[as_array(indices)])
         return Examples(self._tags(examples.seq_tags, as_array(indices)), examples.streams)
+
+
+def copy_numbers(indices: np.ndarray) -> np.ndarray | None:
+    """How often the same index came before, (N,); None if none comes twice."""
+    order = np.argsort(indices, kind="stable")
+    ordered = indices[order]
+    same = np.concatenate([[False], ordered[1:] == ordered[:-1]])
+    if not same.any():
+        return None
+    positions = np.arange(len(order))
+    copies = np.empty_like(positions)
+    copies[order] = positions - np.maximum.accumulate(np.where(same, 0, positions))
+    return copies
+
+
+def numbered(tags: list[str], copies: np.ndarray | None) -> list[str]:
+    """The tags, with "#2", "#3", ... behind those of further copies."""
+    if copies is None:
+        return tags
+    return [f"{tag}#{n + 1}" if n else tag for tag, n in zip(tags, copies.tolist(), strict=True)]
 
 
 def as_array(indices: Indices) -> np.ndarray:

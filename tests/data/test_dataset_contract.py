@@ -10,6 +10,7 @@ import pytest
 
 from returnn_hydra.data.arrays import AnythingDataset, StaticDataset
 from returnn_hydra.data.audio import AudioFolderDataset, AudioZipDataset
+from returnn_hydra.data.bpe import SamplingBytePairEncoding
 from returnn_hydra.data.chunk import ChunkDataset
 from returnn_hydra.data.combine import CombinedDataset
 from returnn_hydra.data.concat import ConcatDataset, ConcatSeqsDataset, RepeatDataset
@@ -21,9 +22,10 @@ from returnn_hydra.data.hdf import HDFDataset
 from returnn_hydra.data.map import MapDataset
 from returnn_hydra.data.meta import MetaDataset
 from returnn_hydra.data.ordered import LengthsFromFile, OrderedDataset
+from returnn_hydra.data.text import LmDataset, TextDictDataset, TranslationDataset
 from returnn_hydra.data.variable import MultiEpochDataset, VariableDataset
 from returnn_hydra.data.views import SubsetDataset
-from returnn_hydra.data.vocab import Utf8Bytes
+from returnn_hydra.data.vocab import CharacterVocabulary, Utf8Bytes, Vocabulary
 
 DATA = Path(__file__).parent / "golden" / "data"
 
@@ -106,7 +108,18 @@ def audio_folder(tmp_path):
     return AudioFolderDataset(tmp_path / "ogg" / "list.jsonl", **options, targets=Utf8Bytes())
 
 
+def lm(**options):
+    return LmDataset([DATA / "lm.txt", DATA / "lm.txt.gz"], **({"vocab": Utf8Bytes()} | options))
+
+
 SOURCES = {
+    "lm": lambda _: lm(
+        vocab=CharacterVocabulary(DATA / "chars.txt"), add_delayed_seq_data=True, delayed_seq_data_start_symbol="<s>"
+    ),
+    "lm, drawn": lambda _: lm(vocab=SamplingBytePairEncoding(DATA / "bpe.vocab", breadth_prob=0.5)),
+    "lm, skipping": lambda _: lm(vocab=Vocabulary(DATA / "vocab.txt"), skip_invalid_seqs=True, dtype="smallest"),
+    "translation": lambda _: TranslationDataset(DATA / "source.tr.gz", Utf8Bytes(), DATA / "target.tr.gz", Utf8Bytes()),
+    "text dict": lambda _: TextDictDataset(DATA / "text_dict.py.txt", Utf8Bytes(), "single"),
     "audio zip": lambda _: AudioZipDataset(DATA / "ogg.zip", AudioFeatures("log_mel_filterbank", 8), Utf8Bytes()),
     "audio zip, other speeds": lambda _: AudioZipDataset(
         DATA / "ogg.zip", AudioFeatures("raw"), speed_factors=[0.9, 1.1]
