@@ -2,13 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from returnn_hydra.engine.checkpoint import CheckpointStore, run_id_of_folder
 from returnn_hydra.engine.errors import DamagedStateError, NoCheckpointError, NonFiniteError, StateWriteError
-from returnn_hydra.engine.files import FileSystem
+from returnn_hydra.engine.files import FileFacts, FileSystem
 from returnn_hydra.engine.manifest import Progress, seal
 
 DISK = FileSystem()
@@ -188,6 +189,23 @@ def test_checkpoints_of_another_run_are_refused(store):
     with pytest.raises(DamagedStateError, match="from another run: you, this is me"):
         store.load(1)
     assert CheckpointStore(store.folder).load(1).manifest.run_id == "you"
+
+
+def test_renamed_checkpoints_are_refused(store):
+    for epoch in (1, 2):
+        store.save_epoch(progress(epoch), *state(float(epoch)))
+    for suffix in (".pt", ".opt.pt", ".json"):
+        (store.folder / f"model.001{suffix}").replace(store.folder / f"model.002{suffix}")
+    with pytest.raises(DamagedStateError, match=r"model\.002\.json: swapped: it is the manifest of model\.001"):
+        store.load(2)
+
+
+def test_a_manifest_that_names_other_files_is_refused(store):
+    manifest = store.save_epoch(progress(1), *state())
+    forged = replace(manifest, files={"../../etc/passwd": FileFacts(1, "0")})
+    (store.folder / "model.001.json").write_text(forged.to_text())
+    with pytest.raises(DamagedStateError, match="names other files than its own"):
+        store.load(1)
 
 
 def test_a_manifest_that_is_not_text(store):

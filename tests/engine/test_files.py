@@ -139,6 +139,15 @@ def test_the_message_says_what_where_and_how_much(tmp_path, monkeypatch, operati
     assert not (tmp_path / "a.tmp").exists()
 
 
+def test_a_disk_that_loses_bytes_without_an_error(tmp_path, monkeypatch):
+    disk = FileSystem()
+    monkeypatch.setattr(disk, "write", lambda handle, data: os.write(handle, data[:-1]) + 1)
+    with pytest.raises(StateWriteError, match=r"EIO.*4 bytes needed") as caught:
+        write_text(disk, tmp_path / "a", "text")
+    assert "4 bytes were written without an error, but the file has 3" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_message_when_even_the_free_space_is_unknown(tmp_path):
     with pytest.raises(StateWriteError, match=r"ENOENT.*an unknown number of bytes free"):
         write_text(DISK, tmp_path / "missing" / "deep" / "a", "x")

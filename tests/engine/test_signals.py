@@ -84,6 +84,20 @@ def test_a_second_signal_ends_at_once(pipe, second, end):
     assert ended(pid) == -end
 
 
+def test_in_this_process(monkeypatch):
+    killed = []
+    with StopRequest() as stop:
+        stop.immediate = False
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        assert (stop.reason, stop.exit_code) == ("SIGINT", 130)
+        monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+        signal.raise_signal(signal.SIGINT)
+    assert killed == [signal.SIGINT]
+    with pytest.raises(Stopped, match="SIGTERM: before the first step"), StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_during_start_up_the_first_signal_ends_it():
     def function():
         try:
