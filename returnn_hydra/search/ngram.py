@@ -17,7 +17,7 @@ from torch import Tensor
 
 from returnn_hydra.search.scorer import Encoded
 
-BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
+BEGIN, END, UNKNOWN, SPACE = "<s>", "</s>", "<unk>", "<space>"
 Context = tuple[str, ...]
 
 
@@ -117,7 +117,8 @@ class NgramScorer:
 
     Arguments:
         model: the model, or the path of an ARPA file.
-        labels: the names of the V labels of the search.
+        labels: the names of the V labels of the search; white space is looked up as <space>, as ARPA files can't hold
+            it.
         bos, eos: labels that stand for <s> (in contexts) and </s> (as next label); they may be the same one. Without
             `eos` the model never scores </s>.
 
@@ -130,6 +131,7 @@ class NgramScorer:
     def __init__(self, model: ArpaModel | str | Path, labels: Sequence[str], bos: int, eos: int | None) -> None:
         self.model = model if isinstance(model, ArpaModel) else read_arpa(model)
         self.vocab_size = len(labels)
+        labels = [label if label.strip() else SPACE for label in labels]
         words = self.model.log_probs.get((), {})
         unknown = [i for i, label in enumerate(labels) if label not in words and i not in (bos, eos)]
         if unknown and UNKNOWN not in words:

@@ -46,8 +46,10 @@ class LabelScorer(Protocol):
 
     vocab_size: int
     """V: number of labels, the end-of-sequence label included."""
-    max_score: float
-    """Upper limit of any score: 0 for log probabilities. A search may stop early because of it."""
+
+    @property
+    def max_score(self) -> float:
+        """Upper limit of any score: 0 for log probabilities. A search may stop early because of it."""
 
     def initial_state(self, encoded: Encoded) -> State:
         """The state of one empty hypothesis (K = 1) for each sequence."""
