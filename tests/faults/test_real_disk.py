@@ -1,0 +1,90 @@
+"""The store on the real disk under the fault layer: killed, torn and refused at its file operations."""
+
+import signal
+import time
+
+import pytest
+from faulttools.zygote import Zygote, build_fault_layer
+
+MODULES = ["torch", "faulttools.runs"]
+RUN = "faulttools.runs:small_training"
+STATE = ("*.pt", "*.json", "*.jsonl")
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zygote")
+    layer = build_fault_layer(folder)
+    if layer is None:
+        pytest.skip("the fault layer needs Linux and a C compiler (gcc)")
+    with Zygote(layer, MODULES, folder) as zygote:
+        assert zygote.has_faults
+        yield zygote
+
+
+@pytest.fixture(scope="module")
+def reference(zygote, tmp_path_factory):
+    """(the files of an undisturbed run, how many operations it took)."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    done = zygote.run(RUN, {"folder": str(folder)}, folder)
+    assert done.exit == 0, done.output
+    assert done.operations > 150
+    return files_of(folder), done.operations
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for pattern in STATE for path in folder.glob(pattern)}
+
+
+def check(zygote, reference, tmp_path, kind, sticky, numbers):
+    """One run per number with a fault there, then the same command again: the same bytes, and nothing left over."""
+    files, _ = reference
+    for at in numbers:
+        folder = tmp_path / f"{kind}-{sticky}-{at}"
+        broken = zygote.run(RUN, {"folder": str(folder)}, folder, at, kind, sticky)
+        if kind in ("kill", "torn"):
+            assert broken.exit == -signal.SIGKILL, (at, broken)
+        else:
+            assert broken.exit in (0, 74), (at, broken)
+            assert broken.exit == 0 or f"({kind})" in broken.output, (at, broken)
+        again = zygote.run(RUN, {"folder": str(folder)}, folder)
+        assert again.exit == 0, (at, again)
+        assert "DAMAGED" not in broken.output + again.output
+        assert files_of(folder) == files, at
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "run.lock"])
+
+
+@pytest.mark.parametrize("kind", ["kill", "torn"])
+def test_killed_at_an_operation(zygote, reference, tmp_path, kind):
+    check(zygote, reference, tmp_path, kind, False, range(kind == "torn", reference[1], 20))
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "EACCES"])
+def test_refused_at_an_operation(zygote, reference, tmp_path, kind):
+    check(zygote, reference, tmp_path, kind, kind in ("ENOSPC", "EACCES"), range(len(kind), reference[1], 50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kill", "torn"])
+def test_killed_at_every_operation(zygote, reference, tmp_path, kind):
+    check(zygote, reference, tmp_path, kind, False, range(reference[1]))
+    print(f"\n{kind}: {reference[1]} of {reference[1]} resumed with identical files")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sticky", [False, True])
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "EACCES"])
+def test_refused_at_every_operation(zygote, reference, tmp_path, kind, sticky):
+    check(zygote, reference, tmp_path, kind, sticky, range(reference[1]))
+    print(f"\n{kind}{' for good' if sticky else ''}: {reference[1]} of {reference[1]} resumed with identical files")
+
+
+def test_the_harness_sees_orphans_and_time_limits(zygote, tmp_path):
+    done = zygote.run("faulttools.runs:sleep_with_child", {"seconds": 60}, tmp_path, limit=0.3, patience=0.1)
+    assert (done.exit, done.orphans) == (None, 1)
+    started = time.monotonic()
+    done = zygote.run(
+        "faulttools.runs:sleep_with_child", {"seconds": 60}, tmp_path, signals=[(0.1, signal.SIGTERM)], patience=0.1
+    )
+    assert (done.exit, done.orphans) == (-signal.SIGTERM, 1)
+    assert time.monotonic() - started < 30

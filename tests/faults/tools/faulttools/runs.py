@@ -1,0 +1,41 @@
+"""What a zygote's child can run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from faulttools.small_trainer import train
+from returnn_hydra.engine.files import FileSystem
+from returnn_hydra.engine.lock import RunLock
+from returnn_hydra.engine.status import write_result
+
+
+def small_training(folder: str, num_epochs: int = 4) -> None:
+    """The small trainer on the real disk, with the lock and the result file as a task has them."""
+    logging.basicConfig(level=logging.INFO)
+    path, disk = Path(folder), FileSystem()
+    uuid.uuid4 = lambda: uuid.UUID(int=7)
+    with RunLock(path):
+        trained = train(disk, num_epochs, path)
+        write_result(disk, path, None, {"weight": trained.weight, "scores": trained.scores})
+
+
+def command_line(words: list[str]) -> None:
+    """The product's own command line."""
+    from returnn_hydra.cli import main
+
+    sys.argv = ["run.py", *words]
+    main()
+
+
+def sleep_with_child(seconds: float) -> None:
+    """Leaves an orphan when it is killed: for the tests of the zygote itself."""
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os._exit(0)
+    time.sleep(seconds)
