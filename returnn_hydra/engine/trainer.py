@@ -101,7 +101,7 @@ class Trainer:
         num_batches = self.train_data.num_batches(epoch)
         self.model.train()
         for batch in self.train_data.epoch(epoch, start=self.position.batch):
-            seed_everything(self.seed, epoch, self.position.batch)
+            seed_everything(self.device, self.seed, epoch, self.position.batch)
             self.set_learning_rate(epoch, num_batches, learning_rate)
             with self.updater.autocast():
                 losses = self.train_step(self.model, batch.to(self.device))

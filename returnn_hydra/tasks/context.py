@@ -78,7 +78,7 @@ class Context:
 
     def model(self) -> nn.Module:
         """The model with its first parameters, on the device; the same for the same seed."""
-        seed_everything(self.values["seed"])
+        seed_everything(self.device, self.values["seed"])
         model = self.builder.build(self.values["model"], "model")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, {self.values['model']} gave {type(model).__name__}")
