@@ -165,7 +165,9 @@ def _run_python(config: ReturnnConfig, text: str, name: str, active: Active) -> 
     with active(config):
         try:
             if name.endswith(".py") and (Path(name).resolve().parent / "__init__.py").is_file():
-                config.update(_module_values(Path(name).resolve()))
+                values = _module_values(Path(name).resolve())
+                config.update(values)
+                config.python_names.update(values)
             else:
                 _run_in_namespace(config, code, name)
         except ConfigError:
@@ -177,7 +179,11 @@ def _run_python(config: ReturnnConfig, text: str, name: str, active: Active) -> 
 def _run_in_namespace(config: ReturnnConfig, code: types.CodeType, name: str) -> None:
     config.values.update(__file__=name, __name__=MODULE, __package__="returnn", config=config)
     sys.modules[MODULE] = config.module
+    before = dict(config.values)
     exec(code, config.values)
+    config.python_names.update(
+        key for key, value in config.values.items() if key not in before or value is not before[key]
+    )
 
 
 def _module_values(path: Path) -> dict[str, Any]:

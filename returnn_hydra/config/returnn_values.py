@@ -32,6 +32,8 @@ class ReturnnConfig:
         self.strings: dict[str, list[str]] = {}
         """Values of line-based files and of the command line for keys that no typed value is known of."""
         self.files: list[str] = []
+        self.python_names: set[str] = set()
+        """Names that a Python file has set; helpers among them are legal."""
         self.overrides: list[tuple[str, str]] = []
 
     # The whole.

@@ -1,0 +1,295 @@
+"""RETURNN's configuration keys: their types, and what becomes of each.
+
+No key is silently ignored: one without an effect here gives a note that says why, one that can't be honoured an error,
+and an unknown one a warning with the nearest known key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from returnn_hydra.config.errors import ConfigError, nearest
+from returnn_hydra.config.literals import describe, fits
+from returnn_hydra.config.returnn_values import ReturnnConfig
+
+Fate = Literal["translated", "used", "idle", "refused"]
+Function = Callable[..., Any]
+DatasetType = dict | str | Function | None
+PerEpoch = int | Function | None
+Lengths = int | float | dict | None
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key."""
+
+    name: str
+    kind: Any
+    """The type that its value must have."""
+    fate: Fate
+    """translated: into our key; used: as it is; idle: without effect here; refused: an error."""
+    ours: str
+    """Our key or the part that uses it; for idle and refused: why, and what to do instead."""
+    harmless: tuple[Any, ...] = ()
+    """Values of a refused key that ask for nothing."""
+
+
+def _group(fate: Fate, *rows: tuple[Any, ...]) -> dict[str, Key]:
+    return {row[0]: Key(row[0], row[1], fate, row[2], *row[3:]) for row in rows}
+
+
+_TRANSLATED = _group(
+    "translated",
+    ("task", str, "task"),
+    ("batch_size", int | float | dict | Function | None, "datasets.*.batch_size"),
+    ("batch_size_train", int | float | dict | Function | None, "datasets.train.batch_size"),
+    ("batch_size_dev", int | float | dict | Function | None, "datasets.dev.batch_size"),
+    ("max_seqs", PerEpoch, "datasets.*.max_seqs"),
+    ("max_seq_length", Lengths, "datasets.*.max_seq_length"),
+    ("min_seq_length", Lengths, "datasets.*.min_seq_length"),
+    ("chunking", str | int | list | dict | None, "datasets.*.chunking"),
+    ("min_chunk_size", int | dict, "datasets.*.min_chunk_size"),
+    ("batching", str | Function, "datasets.*.seq_ordering"),
+    ("online_shuffle_batches", int | dict | None, "datasets.train.shuffle_batches"),
+    ("train", DatasetType, "datasets.train"),
+    ("dev", DatasetType, "datasets.dev"),
+    ("eval", DatasetType, "datasets.eval"),
+    ("eval_datasets", dict | None, "datasets.extra"),
+    ("forward_data", DatasetType, "forward_data"),
+    ("search_data", DatasetType, "forward_data"),
+    ("extern_data", dict, "extern_data"),
+    ("num_inputs", int, "extern_data.data.dim"),
+    ("num_outputs", int | dict, "extern_data"),
+    ("model_outputs", dict | None, "model_outputs"),
+    ("num_epochs", int, "num_epochs"),
+    ("load_epoch", int | None, "load_epoch"),
+    ("epoch", int | None, "load_epoch"),
+    ("device", str | None, "device"),
+    ("random_seed", int, "seed"),
+    ("log_verbosity", int | list[int], "log_verbosity"),
+    ("optimizer", dict | str | Function | None, "optimizer"),
+    ("optimizer_epsilon", float, "optimizer.eps"),
+    ("adam", bool, "optimizer"),
+    ("nadam", bool, "optimizer"),
+    ("rmsprop", bool, "optimizer"),
+    ("adadelta", bool, "optimizer"),
+    ("adagrad", bool, "optimizer"),
+    ("momentum", float, "optimizer.momentum"),
+    ("gradient_clip", float | None, "max_grad_value"),
+    ("gradient_clip_global_norm", float | None, "max_grad_norm"),
+    ("gradient_clip_norm", float | None, "max_norm_per_tensor"),
+    ("gradient_noise", float | None, "gradient_noise"),
+    ("accum_grad_multiple_step", int | Function, "grad_accum_steps"),
+    ("torch_amp", str | dict | None, "amp"),
+    ("grad_scaler", dict | None, "amp (a scaler is used with float16 only)"),
+    ("learning_rate", float, "learning_rate"),
+    ("learning_rates", list[float] | dict | None, "learning_rate_control.learning_rates"),
+    ("learning_rate_control", str, "learning_rate_control"),
+    ("learning_rate_control_error_measure", str | list[str] | None, "score"),
+    ("learning_rate_control_min_num_epochs_per_new_lr", int, "learning_rate_control.min_epochs_per_rate"),
+    ("learning_rate_control_relative_error_relative_lr", bool, "learning_rate_control.relative_to_rate"),
+    ("learning_rate_decay", float | Function, "learning_rate_control.decay"),
+    ("learning_rate_growth", float | Function, "learning_rate_control.growth"),
+    ("newbob_learning_rate_decay", float, "learning_rate_control.decay"),
+    ("newbob_learning_rate_growth", float, "learning_rate_control.growth"),
+    ("newbob_relative_error_threshold", float, "learning_rate_control.threshold"),
+    ("newbob_relative_error_grow_threshold", float, "learning_rate_control.growth_threshold"),
+    ("newbob_relative_error_div_by_old", bool, "learning_rate_control.change"),
+    ("newbob_error_threshold", float, "learning_rate_control.threshold"),
+    ("newbob_multi_num_epochs", int, "learning_rate_control.num_epochs"),
+    ("newbob_multi_update_interval", int, "learning_rate_control.update_interval"),
+    ("min_learning_rate", float, "learning_rate_control.min_learning_rate"),
+    ("dynamic_learning_rate", Function | None, "learning_rate_control.schedule"),
+    ("cleanup_old_models", bool | dict, "keep_last, keep_best, keep_epochs"),
+    ("stop_on_nonfinite_train_score", bool, "on_nonfinite"),
+    ("use_tensorboard", bool, "callbacks.tensorboard"),
+    ("output_file", str | None, "output_file"),
+    ("search_output_file", str | None, "output_file"),
+    ("forward_batch_size", int | dict | None, "batch size of the forward task"),
+)
+
+_USED = _group(
+    "used",
+    ("backend", str | None, "the check that the config is for torch or a network dict"),
+    ("use_tensorflow", bool, "the network dict, which runs on torch here"),
+    ("network", dict | Function | None, "network"),
+    ("get_network", Function, "network"),
+    ("get_model", Function, "frontend"),
+    ("train_step", Function, "frontend"),
+    ("forward_step", Function, "frontend"),
+    ("forward_callback", Any, "frontend"),
+    ("model", str, "the place of the checkpoints"),
+    ("load", str | None, "the checkpoint to start from"),
+    ("start_epoch", int | str, "which checkpoint training goes on from"),
+    ("import_model_train_epoch1", str | None, "the checkpoint to start from"),
+    ("preload_from_files", dict, "the checkpoints to start from"),
+    ("load_ignore_missing_vars", bool, "loading checkpoints"),
+    ("allow_random_model_init", bool, "loading checkpoints"),
+    ("load_model_post_hooks", list, "loading checkpoints"),
+    ("learning_rate_file", str | None, "the learning-rate file"),
+    ("log", str | list[str] | None, "the log"),
+    ("behavior_version", int, "a warning where the meaning of a used feature has changed"),
+    ("target", str | list | None, "network"),
+    ("default_input", str | None, "frontend"),
+    ("calculate_exp_loss", bool, "scores"),
+    ("forward_output_layer", str | None, "network"),
+    ("forward_override_hdf_output", bool, "forward"),
+    ("forward_use_search", bool, "forward"),
+    ("search_output_layer", str | list | None, "search"),
+    ("search_output_file_format", str, "search"),
+    ("search_do_eval", bool, "search"),
+    ("pretrain", str | dict | Function | None, "network"),
+    ("pretrain_construction_algo", str | Function | None, "network"),
+    ("pretrain_repetitions", int | dict | None, "network"),
+    ("epoch_start", Function | None, "callbacks"),
+    ("epoch_end", Function | None, "callbacks"),
+    ("startup_callback", Function | None, "callbacks"),
+    ("log_grad_norm", bool | int | float, "callbacks"),
+    ("tensorboard_opts", dict | None, "callbacks"),
+    ("use_last_best_model", dict | bool | None, "learning-rate control"),
+    ("use_learning_rate_control_always", bool, "learning-rate control"),
+    ("decouple_constraints", bool, "optimizer (weight decay of network dicts)"),
+    ("decouple_constraints_factor", float, "optimizer (weight decay of network dicts)"),
+    ("forward_auto_split_batch_on_oom", bool, "on_oom"),
+    ("torch_dataloader_opts", dict | None, "num_workers"),
+    ("torch_distributed", dict | None, "distributed"),
+    ("rf_att_dropout_broadcast", bool | None, "frontend"),
+    ("flat_net_construction", bool, "network"),
+    ("search_train_network_layers", bool | list | None, "network"),
+)
+
+_TF_ONLY = "only concerns TensorFlow's memory, sessions or debugging"
+_OLD = "has had no effect since RETURNN's Theano years"
+_DEBUG = "a debugging aid of RETURNN; see debug= here"
+_IDLE = _group(
+    "idle",
+    ("cache_size", Any, "data is read when it is needed, and the operating system caches it"),
+    ("update_on_device", bool, _OLD),
+    ("debug_print_layer_output_template", bool, _DEBUG),
+    ("debug_add_check_numerics_on_output", bool, _DEBUG),
+    ("debug_add_check_numerics_ops", bool, _DEBUG),
+    ("debug_grad_summaries", bool, _DEBUG),
+    ("tf_log_memory_usage", bool, _TF_ONLY),
+    ("tf_session_opts", dict, _TF_ONLY),
+    ("tf_log_dir", str | None, "TensorBoard files are in the run's folder"),
+    ("tf_static_shapes", bool, _TF_ONLY),
+    ("store_metadata_mod_step", int | bool, _TF_ONLY),
+    ("log_batch_size", bool, "log_verbosity 5 shows every batch's size"),
+    ("torch_log_memory_usage", bool, "memory is in the statistics of every epoch"),
+    ("watch_memory", bool, "memory is in the statistics of every epoch"),
+    ("use_lovely_tensors", bool, _DEBUG),
+    ("use_train_proc_manager", bool, "a run that was stopped goes on when it is started again"),
+    ("stop_for_resubmission_when_low_time_left", Any, "see stop_after= and signals here"),
+    ("reset_dev_memory_caches", bool, "torch's own allocator settings do this"),
+    ("PYTORCH_CUDA_ALLOC_CONF", str, "is an environment variable; set it before the start"),
+    ("patch_atfork", bool, "processes are not forked from inside libraries here"),
+    ("need_data", bool, "data is only opened where a task needs it"),
+    ("torch_cuda_graph", Any, "a matter of speed only; see compile= here"),
+    ("packed_tensors", Any, "a matter of speed only"),
+    ("conv_pad_seq_len_to_power", Any, "a matter of speed only"),
+    ("activation", Any, _OLD),
+    ("hidden_size", Any, _OLD),
+    ("hidden_type", Any, _OLD),
+    ("dropout", Any, _OLD + " outside of layers"),
+    ("L2", Any, _OLD + " outside of layers; see optimizer.weight_decay"),
+    ("loss", Any, _OLD + " outside of layers"),
+    ("momentum2", Any, _OLD),
+    ("start_batch", Any, "a resumed run goes on at the batch where it stopped"),
+    ("save_interval", Any, "every epoch is saved; see cleanup_old_models and checkpoint_every"),
+    ("use_horovod", bool, "torch.distributed takes its place: start with torchrun"),
+    ("horovod_dataset_distribution", str, "see use_horovod"),
+    ("horovod_param_sync_time_diff", Any, "see use_horovod"),
+    ("horovod_param_sync_step", Any, "see use_horovod"),
+    ("horovod_reduce_type", str, "see use_horovod"),
+)
+
+_REFUSED = _group(
+    "refused",
+    ("window", int, "windows of frames are not made from the data; use a 'window' layer or rf.window", (1, 0)),
+    ("context_window", int | dict, "windows of frames are not made from the data; use a 'window' layer", (1, 0)),
+    ("truncation", int, "truncated backpropagation is not supported; use chunking", (-1, 0)),
+    ("packed_batch_size", Any, "batches are padded; use batch_size", (None,)),
+    ("torch_batching", Any, "use batch_size, max_seqs and seq_ordering", (None,)),
+    ("grad_clip", Any, "RETURNN knows no such key; did you mean gradient_clip?", (None, 0)),
+    ("grad_noise", Any, "RETURNN knows no such key; did you mean gradient_noise?", (None, 0)),
+    ("gradient_nan_inf_filter", bool, "a bad gradient is found before the update; see on_nonfinite", (False,)),
+    ("gradient_clip_avg_norm", Any, "not supported; use gradient_clip_global_norm", (None, 0)),
+    ("grad_norm_to_clip_to_zero", Any, "not supported; use gradient_clip_global_norm", (None, 0)),
+    ("adasecant", bool, "there is no such optimizer in torch", (False,)),
+    ("mean_normalized_sgd", bool, "there is no such optimizer in torch", (False,)),
+    ("sprint_interface_dataset_opts", Any, "RASR (Sprint) is not called; dump its data to HDF first", (None,)),
+    ("sprint_trainer_exec_path", Any, "RASR (Sprint) is not called; dump its data to HDF first", (None,)),
+)
+
+KEYS: dict[str, Key] = {**_TRANSLATED, **_USED, **_IDLE, **_REFUSED}
+"""Every known key."""
+
+
+def declared_types() -> dict[str, Any]:
+    """Key to type, for `load_returnn_config(declared=...)`."""
+    return {name: key.kind for name, key in KEYS.items()}
+
+
+@dataclass
+class KeyReport:
+    """What a user should be told of a configuration's keys."""
+
+    notes: list[str] = field(default_factory=list)
+    """Keys without an effect here, and why."""
+    warnings: list[str] = field(default_factory=list)
+    """Keys that are surely typos, or unknown."""
+
+
+def check_keys(config: ReturnnConfig, strict: bool = False) -> KeyReport:
+    """Types of all known keys, and what becomes of every key.
+
+    A whole number given as an int where a float is wanted (`learning_rate = 1`) is made a float.
+    A Python file may have helpers of any name: there, only a name that looks like a known key is a warning.
+
+    Args:
+        strict: unknown keys are an error.
+
+    Raises:
+        ConfigError: values of a wrong type, refused keys, with `strict` unknown ones; all of them in one message.
+    """
+    report = KeyReport()
+    errors = []
+    for name, value in config.to_dict().items():
+        key = KEYS.get(name)
+        if key is None:
+            if warning := _unknown(name, value, name in config.python_names):
+                report.warnings.append(warning)
+        elif not fits(value, key.kind):
+            errors.append(f"{name}={value!r}: expected {describe(key.kind)}")
+        elif key.fate == "refused" and not any(value == harmless for harmless in key.harmless):
+            errors.append(f"{name}={value!r}: {key.ours}")
+        elif key.fate == "idle":
+            report.notes.append(f"{name} has no effect: {key.ours}")
+        elif key.kind is float and isinstance(value, int):
+            config.set(name, float(value))
+    if strict:
+        errors += report.warnings
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return report
+
+
+def _unknown(name: str, value: Any, from_python: bool) -> str:
+    """The warning for a name that is no known key, or an empty text for a helper of a Python file."""
+    if from_python and (callable(value) or name.startswith("_") or not get_close_matches(name, KEYS, 1, cutoff=0.85)):
+        return ""
+    return f"unknown key '{name}'{nearest(name, KEYS)}"
+
+
+def table() -> str:
+    """All keys as a Markdown table, for the documentation."""
+    rows = ["| key | type | what becomes of it |", "|---|---|---|"]
+    words: Mapping[str, str] = {"translated": "is", "used": "used by:", "idle": "no effect:", "refused": "error:"}
+    for name in sorted(KEYS):
+        key = KEYS[name]
+        kind = "anything" if key.kind is Any else describe(key.kind)
+        rows.append(f"| `{name}` | {kind} | {words[key.fate]} {key.ours} |")
+    return "\n".join(rows) + "\n"
