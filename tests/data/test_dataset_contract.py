@@ -22,6 +22,7 @@ from returnn_hydra.data.hdf import HDFDataset
 from returnn_hydra.data.map import MapDataset
 from returnn_hydra.data.meta import MetaDataset
 from returnn_hydra.data.ordered import LengthsFromFile, OrderedDataset
+from returnn_hydra.data.postprocessing import PostprocessingDataset
 from returnn_hydra.data.text import LmDataset, TextDictDataset, TranslationDataset
 from returnn_hydra.data.variable import MultiEpochDataset, VariableDataset
 from returnn_hydra.data.views import SubsetDataset
@@ -112,7 +113,13 @@ def lm(**options):
     return LmDataset([DATA / "lm.txt", DATA / "lm.txt.gz"], **({"vocab": Utf8Bytes()} | options))
 
 
+def noisy(streams, rng):
+    return {**streams, "data": streams["data"] + rng.normal(size=streams["data"].shape)}
+
+
 SOURCES = {
+    "postprocessing": lambda _: PostprocessingDataset(static(), noisy, same_lengths=True),
+    "postprocessing, other lengths": lambda _: PostprocessingDataset(static(), noisy),
     "lm": lambda _: lm(
         vocab=CharacterVocabulary(DATA / "chars.txt"), add_delayed_seq_data=True, delayed_seq_data_start_symbol="<s>"
     ),
