@@ -1,8 +1,8 @@
 """Small tasks with generated sequences: no files, any number of sequences, bit by bit what RETURNN generates.
 
-Sequence i of an epoch is drawn from its own random stream, `RandomState((seed of the epoch, i))`, so that it is the same
-whatever was read before, and another one in the next pass over the corpus. As in RETURNN the seed of the epoch is the
-number of the pass plus an offset, or fixed.
+Sequence i of an epoch is drawn from its own random stream, `RandomState((seed of the epoch, i))`: the same whatever was
+read before, and another one in the next pass over the corpus. As in RETURNN the seed of the epoch is the number of the
+pass plus an offset, or fixed.
 """
 
 from __future__ import annotations
