@@ -5,7 +5,7 @@ Legend: N sequences, C chunks, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -110,8 +110,8 @@ class ChunkDataset(Dataset):
         examples = self.dataset.read(seqs)
         numbers = self._chunks[1][indices].tolist()
         streams = {
-            name: [self._cut(name, examples.streams[name][i], k) for i, k in zip(where.tolist(), numbers, strict=True)]
-            for name in self.streams
+            name: [self._cut(name, arrays[i], k) for i, k in zip(where.tolist(), numbers, strict=True)]
+            for name, arrays in examples.streams.items()
         }
         return Examples(self._tags([examples.seq_tags[i] for i in where.tolist()], indices), streams)
 
@@ -120,6 +120,9 @@ class ChunkDataset(Dataset):
             return array
         start = number * self.steps[stream]
         return array[start : start + self.sizes[stream]]
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        return renewed(self, dataset=self.dataset.with_streams(names))
 
     def at_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)

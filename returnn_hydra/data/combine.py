@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -68,6 +68,7 @@ class CombinedDataset(Dataset):
         self._order = SeqOrder("random", 1, partition_epoch, 1, 1, fixed_random_seed, random_seed_offset)
         self._parts = Parts(names, [datasets[name] for name in names], prefix_tags)
         self.streams = self._joined_specs()
+        self._wanted = set(self.streams)
         self._sources = {name: {out: own for own, out in self.data_map[name].items()} for name in names}
 
     def _joined_specs(self) -> dict[str, TensorSpec]:
@@ -100,19 +101,28 @@ class CombinedDataset(Dataset):
 
     def read(self, indices: Indices) -> Examples:
         tags = [""] * len(indices)
-        streams = {name: [self._empty[name]] * len(indices) for name in self.streams}
+        streams = {name: [self._empty[name]] * len(indices) for name in self.streams if name in self._wanted}
         for part, inside, where in self._parts.split(indices):
             examples = self._parts.datasets[part].read(inside)
             for position, tag in zip(where.tolist(), self._parts.tags(part, examples.seq_tags), strict=True):
                 tags[position] = tag
             for own, out in self.data_map[self._parts.names[part]].items():
-                for position, array in zip(where.tolist(), examples.streams[own], strict=True):
-                    streams[out][position] = array
+                if out in self._wanted:
+                    for position, array in zip(where.tolist(), examples.streams[own], strict=True):
+                        streams[out][position] = array
         return Examples(tags, streams)
 
     @cached_property
     def _empty(self) -> dict[str, np.ndarray]:
         return {name: empty_array(spec) for name, spec in self.streams.items()}
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        datasets = []
+        for name, dataset in zip(self._parts.names, self._parts.datasets, strict=True):
+            own = [own for own, out in self.data_map[name].items() if out in names]
+            datasets.append(dataset.with_streams(own) if own else dataset)
+        parts = Parts(self._parts.names, datasets, self._parts.prefix_tags)
+        return renewed(self, _parts=parts, _wanted=set(names))
 
     def at_epoch(self, epoch: int) -> Dataset:
         parts = self._parts.at_epoch(epoch)

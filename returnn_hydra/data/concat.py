@@ -112,6 +112,7 @@ class ConcatDataset(Dataset):
             raise DataError("ConcatDataset: no data sets")
         self._parts = Parts(list(named), list(named.values()), prefix_tags)
         self.streams = self._parts.datasets[0].streams
+        self._wanted = set(self.streams)
         for name, dataset in named.items():
             _check_same_streams(self._parts.names[0], self._parts.datasets[0], name, dataset)
 
@@ -130,7 +131,7 @@ class ConcatDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         tags = [""] * len(indices)
         empty = np.zeros(0)
-        streams = {name: [empty] * len(indices) for name in self.streams}
+        streams = {name: [empty] * len(indices) for name in self.streams if name in self._wanted}
         for part, inside, where in self._parts.split(indices):
             examples = self._parts.datasets[part].read(inside)
             for i, position in enumerate(where.tolist()):
@@ -138,6 +139,14 @@ class ConcatDataset(Dataset):
                 for name, arrays in streams.items():
                     arrays[position] = examples.streams[name][i]
         return Examples(tags, streams)
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        parts = Parts(
+            self._parts.names,
+            [dataset.with_streams(names) for dataset in self._parts.datasets],
+            self._parts.prefix_tags,
+        )
+        return renewed(self, _parts=parts, _wanted=set(names))
 
     def at_epoch(self, epoch: int) -> Dataset:
         parts = self._parts.at_epoch(epoch)
@@ -187,6 +196,7 @@ class ConcatSeqsDataset(Dataset):
     ) -> None:
         self.dataset = dataset
         self.streams = dataset.streams
+        self._wanted = set(self.streams)
         self.seq_list_file = seq_list_file
         self.seq_len_file = seq_len_file
         self.seq_tag_delim = seq_tag_delim
@@ -267,7 +277,7 @@ class ConcatSeqsDataset(Dataset):
         indices = as_array(indices)
         ranges = [np.arange(starts[i], starts[i + 1]) for i in indices]
         examples = self.dataset.read(parts[np.concatenate(ranges)] if ranges else parts[:0])
-        streams: dict[str, list[np.ndarray]] = {name: [] for name in self.streams}
+        streams: dict[str, list[np.ndarray]] = {name: [] for name in self.streams if name in self._wanted}
         position = 0
         for num in map(len, ranges):
             members = range(position, position + num)
@@ -293,6 +303,10 @@ class ConcatSeqsDataset(Dataset):
             target, multiple = self._targets[stream]
             array = _with_length(array, len(examples.streams[target][i]) * multiple)
         return array
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        needed = {*names, *(self._targets[name][0] for name in names if name in self._targets)}
+        return renewed(self, dataset=self.dataset.with_streams(sorted(needed)), _wanted=set(names))
 
     def at_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)

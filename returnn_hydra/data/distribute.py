@@ -76,7 +76,7 @@ class DistributeFilesDataset(EpochDataset):
         self._sizes: list[int] | None = None
         self._current: tuple[int, Dataset] | None = None
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    def _of_epoch(self, epoch: int) -> Dataset:
         if self._current is None or self._current[0] != epoch:
             files = self.files_of(epoch)
             dataset = self.get_sub_epoch_dataset(files)

@@ -45,6 +45,9 @@ class _ChosenDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         return self._chosen.read(indices)
 
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        return renewed(self, dataset=self.dataset.with_streams(names))
+
     def at_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)
         return self if dataset is self.dataset else renewed(self, dataset=dataset)
@@ -160,7 +163,7 @@ class CurriculumDataset(EpochDataset):
         self.streams = dataset.streams
         self.limits = {_epoch_range(text): limit for text, limit in max_mean_length.items()}
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    def _of_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)
         limits = [limit for (first, last), limit in self.limits.items() if first <= epoch <= last]
         if not limits:

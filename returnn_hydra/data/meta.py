@@ -57,6 +57,7 @@ class MetaDataset(Dataset):
         used = {self.control, *(name for name, _ in self.data_map.values())}
         self.datasets = {name: dataset for name, dataset in datasets.items() if name in used}
         self.seq_list_file = seq_list_file
+        self._wanted = set(self.streams)
 
     @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
@@ -99,10 +100,21 @@ class MetaDataset(Dataset):
 
     def read(self, indices: Indices) -> Examples:
         indices = as_array(indices)
-        needed = {name for name, _ in self.data_map.values()}
+        wanted = {stream: source for stream, source in self.data_map.items() if stream in self._wanted}
+        needed = {name for name, _ in wanted.values()}
         parts = {name: self.datasets[name].read(self._rows[name][indices]) for name in sorted(needed)}
         tags = parts[self.control].seq_tags if self.control in parts else self.seq_tags(indices)
-        return Examples(tags, {stream: parts[name].streams[source] for stream, (name, source) in self.data_map.items()})
+        return Examples(tags, {stream: parts[name].streams[source] for stream, (name, source) in wanted.items()})
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        own = {
+            name: [s for stream, (n, s) in self.data_map.items() if n == name and stream in names]
+            for name in self.datasets
+        }
+        datasets = {
+            name: dataset.with_streams(own[name]) if own[name] else dataset for name, dataset in self.datasets.items()
+        }
+        return renewed(self, datasets=datasets, _wanted=set(names))
 
     def at_epoch(self, epoch: int) -> Dataset:
         datasets = {name: dataset.at_epoch(epoch) for name, dataset in self.datasets.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,21 @@ from returnn_hydra.data.views import Indices, SubsetDataset, WrappedDataset
 class EpochDataset(Dataset):
     """Base of data sets whose sequences depend on the epoch; before `at_epoch` it is the first epoch's."""
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    _names: Sequence[str] | None = None
+
+    def _of_epoch(self, epoch: int) -> Dataset:
+        """The data set of this epoch."""
         raise NotImplementedError
+
+    def at_epoch(self, epoch: int) -> Dataset:
+        dataset = self._of_epoch(epoch)
+        return dataset if self._names is None else dataset.with_streams(self._names)
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        other = copy.copy(self)
+        other.__dict__.pop("_first_epoch", None)
+        other._names = list(names)
+        return other
 
     @property
     def _first(self) -> Dataset:
@@ -57,7 +71,7 @@ class OrderedDataset(EpochDataset):
         except (TypeError, ValueError) as error:
             raise DataError(f"OrderedDataset: {error}") from error
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    def _of_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)
         lengths: np.ndarray | int = len(dataset)
         if self.order.needs_lengths(epoch, len(dataset)):

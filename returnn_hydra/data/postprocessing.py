@@ -85,6 +85,9 @@ class PostprocessingDataset(WrappedDataset):
             seqs.append(mapped)
         return Examples(source.seq_tags, {name: [seq[name] for seq in seqs] for name in self.streams})
 
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        return self  # the function gets all streams
+
     def at_epoch(self, epoch: int) -> Dataset:
         return self if epoch == self.epoch else renewed(self, dataset=self.dataset.at_epoch(epoch), epoch=epoch)
 

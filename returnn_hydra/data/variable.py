@@ -25,7 +25,7 @@ class VariableDataset(EpochDataset):
         self.streams = get_dataset(epoch=1).streams
         self._current: tuple[int, Dataset] | None = None
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    def _of_epoch(self, epoch: int) -> Dataset:
         if self._current is None or self._current[0] != epoch:
             dataset = self.get_dataset(epoch=epoch)
             if not isinstance(dataset, Dataset):
@@ -61,7 +61,7 @@ class MultiEpochDataset(EpochDataset):
         self.streams = dataset.streams
         self.multi_epoch = multi_epoch
 
-    def at_epoch(self, epoch: int) -> Dataset:
+    def _of_epoch(self, epoch: int) -> Dataset:
         first = (epoch - 1) * self.multi_epoch + 1
         epochs = {f"epoch {i}": self.dataset.at_epoch(i) for i in range(first, first + self.multi_epoch)}
         distinct = ConcatDataset(epochs)

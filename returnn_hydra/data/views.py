@@ -40,6 +40,9 @@ class WrappedDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         return self.dataset.read(indices)
 
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        return renewed(self, dataset=self.dataset.with_streams(names))
+
     def at_epoch(self, epoch: int) -> Dataset:
         """The same around the wrapped data set of this epoch."""
         dataset = self.dataset.at_epoch(epoch)
@@ -79,6 +82,9 @@ class SubsetDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         examples = self.dataset.read(self.indices[as_array(indices)])
         return Examples(self._tags(examples.seq_tags, as_array(indices)), examples.streams)
+
+    def with_streams(self, names: Sequence[str]) -> Dataset:
+        return SubsetDataset(self.dataset.with_streams(names), self.indices)
 
 
 def copy_numbers(indices: np.ndarray) -> np.ndarray | None:

@@ -270,6 +270,22 @@ def test_an_epoch_is_a_pure_function(make):
     ) is not CombinedDataset else None
 
 
+def test_some_streams_alone(make):
+    """Reading fewer streams gives the same tags, lengths and arrays; a data set may give more than was asked for."""
+    whole = make().at_epoch(2)
+    name = sorted(whole.streams)[-1]
+    part = make().with_streams([name]).at_epoch(2)
+    expected, found = whole.read(range(len(whole))), part.read(range(len(part)))
+    assert found.seq_tags == expected.seq_tags
+    assert name in found.streams
+    for stream, arrays in found.streams.items():
+        for a, b in zip(arrays, expected.streams[stream], strict=True):
+            np.testing.assert_array_equal(a, b)
+    for stream in whole.streams:
+        np.testing.assert_array_equal(whole.seq_lengths(stream), part.seq_lengths(stream))
+    np.testing.assert_array_equal(whole.order_lengths(), part.order_lengths())
+
+
 def test_unknown_stream(dataset):
     with pytest.raises(DataError, match="'no such stream'"):
         dataset.seq_lengths("no such stream")
