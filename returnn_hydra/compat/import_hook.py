@@ -1,0 +1,199 @@
+"""Makes `import returnn...` mean this project, while a RETURNN config is loaded or runs, and only then.
+
+`RETURNN_NAMES` says which of our modules stands for which of RETURNN's; everything below `returnn.frontend` is
+`returnn_hydra.frontend`. To add a module, write it (in `compat/shim/` if it only renames things) and add a line to the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+_SHIM = "returnn_hydra.compat.shim"
+_FRONTEND = "returnn_hydra.frontend"
+
+RETURNN_NAMES: dict[str, str] = {
+    "returnn": f"{_SHIM}.root",
+    "returnn.frontend": _FRONTEND,
+    "returnn.frontend.array_": f"{_FRONTEND}.arrays",
+    "returnn.frontend.math_": f"{_FRONTEND}.elementwise",
+    "returnn.frontend.const": f"{_FRONTEND}.create",
+    "returnn.frontend.normalization": f"{_FRONTEND}.normalization",
+    "returnn.frontend.matmul": f"{_FRONTEND}.linear",
+    "returnn.frontend.dropout": f"{_FRONTEND}.rand",
+    "returnn.frontend.label_smoothing": f"{_FRONTEND}.gradient",
+    "returnn.frontend.cond": f"{_FRONTEND}.loop",
+    "returnn.frontend.dims": f"{_FRONTEND}.create",
+    "returnn.frontend.types": f"{_SHIM}.frontend_types",
+    "returnn.frontend.parametrizations": f"{_FRONTEND}.parametrize",
+    "returnn.tensor": f"{_SHIM}.tensor",
+    "returnn.tensor.tensor": f"{_SHIM}.tensor",
+    "returnn.tensor.dim": f"{_SHIM}.tensor",
+    "returnn.tensor.tensor_dict": f"{_SHIM}.tensor",
+    "returnn.tensor.marked_dim": f"{_SHIM}.tensor",
+    "returnn.forward_iface": f"{_SHIM}.forward_iface",
+    "returnn.config": f"{_SHIM}.config",
+    "returnn.Config": f"{_SHIM}.config",
+    "returnn.log": f"{_SHIM}.log",
+    "returnn.import_": f"{_SHIM}.import_",
+    "returnn.util": f"{_SHIM}.util",
+    "returnn.util.basic": f"{_SHIM}.util",
+    "returnn.util.math": f"{_SHIM}.util_math",
+    "returnn.util.pprint": f"{_SHIM}.util_pprint",
+    "returnn.util.debug": f"{_SHIM}.util_debug",
+    "returnn.util.better_exchook": f"{_SHIM}.util_debug",
+    "returnn.util.file_cache": f"{_SHIM}.file_cache",
+    "returnn.util.literal_py_to_pickle": f"{_SHIM}.util_literal",
+    "returnn.torch": f"{_SHIM}.torch",
+    "returnn.torch.context": f"{_SHIM}.torch_context",
+    "returnn.torch.frontend": f"{_SHIM}.torch_frontend",
+    "returnn.torch.frontend.bridge": f"{_FRONTEND}.bridge",
+    "returnn.torch.engine": f"{_SHIM}.torch_engine",
+    "returnn.torch.updater": f"{_SHIM}.torch_updater",
+    "returnn.torch.util": f"{_SHIM}.torch",
+    "returnn.datasets": f"{_SHIM}.datasets",
+    "returnn.datasets.basic": f"{_SHIM}.datasets",
+    "returnn.datasets.hdf": f"{_SHIM}.datasets_hdf",
+    "returnn.datasets.util": f"{_SHIM}.datasets_util",
+    "returnn.datasets.util.hdf": f"{_SHIM}.datasets_hdf",
+    "returnn.datasets.util.vocabulary": f"{_SHIM}.vocabulary",
+    "returnn.datasets.generating": f"{_SHIM}.vocabulary",
+}
+"""RETURNN's module -> ours. Modules that do not exist in this installation are reported when they are imported."""
+
+_PREFIXES = {"returnn.frontend.": f"{_FRONTEND}."}
+
+
+def our_module(name: str) -> str | None:
+    """The name of our module for one of RETURNN's; None if there is none."""
+    if name in RETURNN_NAMES:
+        return RETURNN_NAMES[name]
+    for prefix, ours in _PREFIXES.items():
+        if name.startswith(prefix):
+            candidate = ours + name[len(prefix) :]
+            return candidate if _exists(candidate) else None
+    return None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class _Loader:
+    """Puts our module under RETURNN's name into sys.modules."""
+
+    def __init__(self, name: str, ours: str) -> None:
+        self._name, self._ours = name, ours
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        target = importlib.import_module(self._ours)
+        sys.modules[self._name] = _Facade(self._name, target)
+
+
+class _Facade(types.ModuleType):
+    """Our module under RETURNN's name; a name that it lacks is answered with what there is."""
+
+    def __init__(self, name: str, target: types.ModuleType) -> None:
+        super().__init__(name, target.__doc__)
+        self.__dict__["__path__"] = []  # a package, so that modules below it can be imported
+        self.__dict__["_target"] = target
+        exported = getattr(target, "__all__", None)
+        if exported is not None:
+            self.__dict__["__all__"] = exported
+
+    def __getattr__(self, name: str) -> Any:
+        target = self.__dict__["_target"]
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        if hasattr(target, name):
+            return getattr(target, name)
+        full = f"{self.__name__}.{name}"
+        if our_module(full) is not None:
+            return importlib.import_module(full)
+        available = _public_names(target)
+        near = difflib.get_close_matches(name, available, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise AttributeError(
+            f"{self.__name__} has no '{name}' in returnn-hydra{hint} There are: {', '.join(available)}"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, types.ModuleType) or name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.__dict__["_target"], name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.__dict__["_target"])
+
+
+def _public_names(module: types.ModuleType) -> list[str]:
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    ]
+    return sorted(names)
+
+
+class _Finder:
+    """Answers imports of `returnn` and everything below."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "returnn" and not name.startswith("returnn."):
+            return None
+        ours = our_module(name)
+        if ours is None or not _exists(ours):
+            known = sorted(known for known, module in RETURNN_NAMES.items() if _exists(module))
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ModuleNotFoundError(
+                f"'{name}' is not there in returnn-hydra{hint} These modules of RETURNN are: {', '.join(known)},"
+                " and those below returnn.frontend",
+                name=name,
+            )
+        return ModuleSpec(name, _Loader(name, ours), is_package=True)  # type: ignore[arg-type]
+
+
+def _returnn_modules() -> dict[str, types.ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name == "returnn" or name.startswith("returnn.")}
+
+
+_finder = _Finder()
+
+
+@contextlib.contextmanager
+def returnn_imports() -> Iterator[None]:
+    """`import returnn...` means this project inside the block; may be nested.
+
+    A really installed RETURNN is as before afterwards, also if it was imported already.
+    """
+    if _finder in sys.meta_path:
+        yield
+        return
+    real = _returnn_modules()
+    for name in real:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _finder)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+        for name in _returnn_modules():
+            del sys.modules[name]
+        sys.modules.update(real)

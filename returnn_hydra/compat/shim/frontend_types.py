@@ -1,0 +1,5 @@
+"""returnn.frontend.types"""
+
+from returnn_hydra.frontend import RawTensorTypes
+
+__all__ = ["RawTensorTypes"]

@@ -1,0 +1,1 @@
+"""returnn.torch, returnn.torch.util"""

@@ -1,0 +1,5 @@
+"""returnn.util.pprint"""
+
+from pprint import pformat, pprint
+
+__all__ = ["pformat", "pprint"]

@@ -1,0 +1,1 @@
+"""Decoders: labels, step by step or all at once."""

@@ -1,0 +1,1 @@
+"""Encoders: sequences of feature vectors to sequences of feature vectors."""

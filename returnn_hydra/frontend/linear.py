@@ -1,0 +1,116 @@
+"""Linear maps and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.elementwise import where
+from returnn_hydra.frontend.indexing import gather
+from returnn_hydra.frontend.init import Glorot
+from returnn_hydra.frontend.module import Module
+from returnn_hydra.frontend.parameter import Parameter
+from returnn_hydra.frontend.tensor import Tensor, dtype_name
+
+
+def matmul(a: Tensor, b: Tensor, *, reduce: Dim | Sequence[Dim], use_mask: bool = True) -> Tensor:
+    """Sum over the `reduce` dims of a * b; other dims that both have are batch dims.
+
+    Args:
+        use_mask: padding of a dynamic `reduce` dim does not count.
+    """
+    reduce_dims = [reduce] if isinstance(reduce, Dim) else list(reduce)
+    reduce_dims = [a.dims[a.get_axis_from_description(d)] for d in reduce_dims]
+    if use_mask:
+        for dim in reduce_dims:
+            if dim.need_masking():
+                mask = dim.get_mask(device=a.device)
+                a = where(mask, a, 0, allow_broadcast_all_sources=True)
+                # Padding may hold nan; 0 * nan would spread it.
+                b = where(mask, b, 0, allow_broadcast_all_sources=True) if dim in b.dims else b
+    common = [d for d in a.dims if d in b.dims and d not in reduce_dims]
+    rows = [d for d in a.dims if d not in common and d not in reduce_dims]
+    columns = [d for d in b.dims if d not in common and d not in reduce_dims]
+    left = a.copy_compatible_to_dims_raw([*common, *rows, *reduce_dims])
+    right = b.copy_compatible_to_dims_raw([*common, *reduce_dims, *columns])
+    n = len(common)
+    batch, row_shape = left.shape[:n], left.shape[n : n + len(rows)]
+    column_shape = right.shape[n + len(reduce_dims) :]
+    left = (
+        left.reshape(*batch, _product(row_shape), -1) if reduce_dims else left.reshape(*batch, _product(row_shape), 1)
+    )
+    inner = left.shape[-1]
+    right = right.reshape(*batch, inner, _product(column_shape))
+    if left.dtype != right.dtype and not torch.is_autocast_enabled():
+        dtype = torch.promote_types(left.dtype, right.dtype)
+        left, right = left.to(dtype), right.to(dtype)
+    raw = torch.matmul(left, right).reshape(*batch, *row_shape, *column_shape)
+    dims = [*common, *rows, *columns]
+    out = Tensor("dot", dims=dims, dtype=dtype_name(raw), raw_tensor=raw)
+    features = [d for d in (a.feature_dim, b.feature_dim) if d is not None and d in dims]
+    if features and (len(set(features)) == 1 or a.feature_dim not in dims):
+        out.feature_dim = features[0]
+    return out
+
+
+def _product(sizes: Sequence[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+dot = matmul
+
+
+class Linear(Module):
+    """y = x W + b.
+
+    Parameters: weight (in, out), bias (out).
+    """
+
+    def __init__(self, in_dim: Dim, out_dim: Dim, *, with_bias: bool = True) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.out_dim_inner = out_dim if out_dim != in_dim else out_dim.copy(match_priority=in_dim.match_priority - 1)
+        self.weight = Parameter([in_dim, self.out_dim_inner], initial=Glorot())
+        self.with_bias = with_bias
+        self.bias = Parameter([out_dim], initial=0.0) if with_bias else None
+
+    def __call__(self, source: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.in_dim not in source.dims:
+            raise ValueError(f"Linear: {source} has no dim {self.in_dim}")
+        dims = [d for d in source.dims if d != self.in_dim]
+        raw = source.copy_compatible_to_dims_raw([*dims, self.in_dim])
+        weight, bias = self.weight.raw_tensor, None if self.bias is None else self.bias.raw_tensor
+        raw = torch.nn.functional.linear(raw, weight.t(), bias)
+        return Tensor(
+            "linear", dims=[*dims, self.out_dim], dtype=dtype_name(raw), feature_dim=self.out_dim, raw_tensor=raw
+        )
+
+
+class Embedding(Module):
+    """A learned vector per class.
+
+    Parameters: weight (classes, out).
+    """
+
+    def __init__(self, in_dim: Dim, out_dim: Dim) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.weight = Parameter([in_dim, out_dim], initial=Glorot())
+
+    def __call__(self, source: Tensor) -> Tensor:
+        """(...) class indices -> (..., out)."""
+        if source.sparse_dim is None:
+            raise ValueError(f"Embedding: {source} holds no class indices (it has no sparse_dim)")
+        if source.sparse_dim != self.in_dim and source.sparse_dim.dimension != self.in_dim.dimension:
+            raise ValueError(f"Embedding: classes {source.sparse_dim} of {source}, expected {self.in_dim}")
+        out = gather(self.weight, indices=source, axis=self.in_dim)
+        out.feature_dim = self.out_dim
+        return out
