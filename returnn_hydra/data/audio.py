@@ -145,6 +145,10 @@ class AudioDataset(Dataset):
 
     @cached_property
     def _num_frames(self) -> np.ndarray | None:
+        return self._frames_of_audio()
+
+    def _frames_of_audio(self) -> np.ndarray | None:
+        """Frames of every sequence, (N,), out of the number of its samples; None if only reading would tell."""
         assert self.audio is not None
         if self.audio.is_random or self.audio.post_process is not None:
             return None
@@ -226,9 +230,7 @@ class AudioDataset(Dataset):
 
     def _features(self, index: int) -> np.ndarray:
         assert self.audio is not None
-        content, where = self._content(self._list[index])
-        where = f"{where}, seq_tag {self._list[index].seq_tag!r}"
-        samples, rate = read_audio(content, where)
+        samples, rate, where = self._samples(index)
         if self._speeds is not None:
             samples = change_speed(samples, self.speed_factors[self._speeds[index]])
         rng = self._rng(index, 0) if self.audio.is_random else None
@@ -243,6 +245,12 @@ class AudioDataset(Dataset):
                 "correct the list, or set lengths=header"
             )
         return features
+
+    def _samples(self, index: int) -> tuple[np.ndarray, int, str]:
+        """The waveform, its sample rate, and words for error messages."""
+        content, where = self._content(self._list[index])
+        where = f"{where}, seq_tag {self._list[index].seq_tag!r}"
+        return *read_audio(content, where), where
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, index, purpose])

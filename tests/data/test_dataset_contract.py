@@ -19,8 +19,11 @@ from returnn_hydra.data.distribute import DistributeFilesDataset
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.filter import CurriculumDataset, FilterDataset, RandomSubset
 from returnn_hydra.data.hdf import HDFDataset
+from returnn_hydra.data.huggingface import HuggingFaceDataset
+from returnn_hydra.data.lhotse import LhotseDataset
 from returnn_hydra.data.map import MapDataset
 from returnn_hydra.data.meta import MetaDataset
+from returnn_hydra.data.numpy_dump import NumpyDumpDataset
 from returnn_hydra.data.ordered import LengthsFromFile, OrderedDataset
 from returnn_hydra.data.postprocessing import PostprocessingDataset
 from returnn_hydra.data.text import LmDataset, TextDictDataset, TranslationDataset
@@ -113,11 +116,38 @@ def lm(**options):
     return LmDataset([DATA / "lm.txt", DATA / "lm.txt.gz"], **({"vocab": Utf8Bytes()} | options))
 
 
+def numpy_dump(tmp_path):
+    for i in range(3):
+        np.savetxt(tmp_path / f"d{i}.data.txt.gz", np.arange(2.0 * (i + 1)).reshape(-1, 2))
+        np.savetxt(tmp_path / f"d{i}.targets.txt.gz", np.arange(i + 1), fmt="%i")
+    return NumpyDumpDataset(tmp_path / "d", 2, 3)
+
+
+def hugging_face(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"id": ["a", "b"], "x": [[1, 2], []], "text": ["hi", "you"]})
+    vocab = SamplingBytePairEncoding(DATA / "bpe.vocab", breadth_prob=0.5)
+    return HuggingFaceDataset(table, {"x": {"dim": 9, "sparse": True}, "text": {"vocab": vocab}})
+
+
+def lhotse_cuts(tmp_path):
+    lhotse = pytest.importorskip("lhotse")
+    with zipfile.ZipFile(DATA / "ogg.zip") as archive:
+        archive.extract("ogg/rec2.ogg", tmp_path)
+    cut = lhotse.MonoCut("whole", 0.0, 0.15, 0, recording=lhotse.Recording.from_file(tmp_path / "ogg" / "rec2.ogg"))
+    return LhotseDataset(
+        lhotse.CutSet.from_cuts([cut, cut.truncate(duration=0.1).with_id("part")]), AudioFeatures("mfcc", 13)
+    )
+
+
 def noisy(streams, rng):
     return {**streams, "data": streams["data"] + rng.normal(size=streams["data"].shape)}
 
 
 SOURCES = {
+    "numpy dump": numpy_dump,
+    "huggingface": hugging_face,
+    "lhotse": lhotse_cuts,
     "postprocessing": lambda _: PostprocessingDataset(static(), noisy, same_lengths=True),
     "postprocessing, other lengths": lambda _: PostprocessingDataset(static(), noisy),
     "lm": lambda _: lm(
