@@ -71,9 +71,10 @@ def check_arrays(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags
         DataError: they differ from the spec.
     """
     assert spec.shape is not None
-    previous: tuple[object, tuple[int, ...]] | None = None
+    first_varies = spec.time_axis == 0
+    previous: tuple[object, int, tuple[int, ...]] | None = None
     for array, tag in zip(arrays, tags, strict=True):
-        facts = (array.dtype, array.shape)
+        facts = (array.dtype, array.ndim, array.shape[1:] if first_varies else array.shape)
         if facts == previous:
             continue
         previous = facts
@@ -102,13 +103,16 @@ def _pad(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags: Sequen
     dtype = torch_dtype(spec)
     if dtype.kind in "iu":
         _check_fits(name, dtype, arrays, tags)
-    padded = np.zeros((len(arrays), *sizes), dtype)
     if spec.shape == ():
-        padded[:] = arrays
-    elif spec.time_axis == 0 and None not in spec.shape[1:]:
+        return np.array(arrays, dtype)
+    if spec.time_axis == 0 and None not in spec.shape[1:]:
+        padded = np.empty((len(arrays), *sizes), dtype)
         for row, array in zip(padded, arrays, strict=True):
-            row[: len(array)] = array
+            length = len(array)
+            row[:length] = array
+            row[length:] = 0
     else:
+        padded = np.zeros((len(arrays), *sizes), dtype)
         for row, array in zip(padded, arrays, strict=True):
             row[tuple(slice(size) for size in array.shape)] = array
     return padded
@@ -116,6 +120,8 @@ def _pad(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags: Sequen
 
 def _check_fits(name: str, dtype: np.dtype, arrays: Sequence[np.ndarray], tags: Sequence[str]) -> None:
     """No value may change by the conversion to a smaller type."""
+    if all(array.dtype == dtype for array in arrays):
+        return
     bounds = np.iinfo(dtype)
     for array, tag in zip(arrays, tags, strict=True):
         if array.size and array.dtype.kind in "iu" and not np.can_cast(array.dtype, dtype):

@@ -16,7 +16,7 @@ from returnn_hydra.data.checks import stream_spec
 from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.hdf_file import HDFFile, damage_as_error, decode_tag, member, open_hdf
-from returnn_hydra.data.hdf_rows import RowCache, read_rows
+from returnn_hydra.data.hdf_rows import RowCache, Source
 from returnn_hydra.data.memory import available_memory
 
 PathLike = str | os.PathLike[str]
@@ -85,7 +85,7 @@ class HDFDataset(Dataset):
         self._tags: np.ndarray | None = None
         self._open: dict[int, h5py.File] = {}
         self._open_pid = os.getpid()
-        self._datasets: dict[tuple[int, str], h5py.Dataset] = {}
+        self._sources: dict[tuple[int, str], Source] = {}
         self._caches: dict[tuple[int, str], RowCache] = self._make_caches()
 
     def _make_caches(self) -> dict[tuple[int, str], RowCache]:
@@ -160,22 +160,23 @@ class HDFDataset(Dataset):
         starts, lengths = self._starts[name][indices].tolist(), self._lengths[name][indices].tolist()
         where = f", stream {name!r}, {len(indices)} sequences from {self.seq_tags(indices[:1])[0]!r} on"
         with damage_as_error(self._parts[file].path, where):
-            rows = read_rows(self._dataset(file, name), starts, lengths, self._caches.get((file, name)))
+            rows = self._source(file, name).read(starts, lengths, self._caches.get((file, name)))
         spec = self.streams[name]
         if spec.dtype == "string":
             rows = [np.array([decode_tag(text) for text in row.tolist()], dtype=str) for row in rows]
         return rows if spec.has_time else [row.reshape(row.shape[1:]) for row in rows]
 
-    def _dataset(self, file: int, name: str) -> h5py.Dataset:
+    def _source(self, file: int, name: str) -> Source:
         """The open data set of a stream. HDF5 handles do not survive a fork: every process opens its own."""
         if self._open_pid != os.getpid():
-            self._open, self._datasets, self._open_pid = {}, {}, os.getpid()
-        if (file, name) not in self._datasets:
+            self._open, self._sources, self._open_pid = {}, {}, os.getpid()
+        if (file, name) not in self._sources:
             part = self._parts[file]
             if file not in self._open:
                 self._open[file] = open_hdf(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES, rdcc_nslots=10007)
-            self._datasets[file, name] = member(self._open[file], part.datasets[name], part.path)
-        return self._datasets[file, name]
+            dataset = member(self._open[file], part.datasets[name], part.path)
+            self._sources[file, name] = Source(str(part.path), dataset)
+        return self._sources[file, name]
 
     def check(self, check_finite: bool = True) -> None:
         """Look at everything: tags, labels within their range, numbers that are numbers.
@@ -193,7 +194,7 @@ class HDFDataset(Dataset):
         if self._open_pid == os.getpid():
             for file in self._open.values():
                 file.close()
-        self._open, self._datasets = {}, {}
+        self._open, self._sources = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("files", "cache", "cache_fraction", "per_sequence", "allow_duplicate_tags", "read_streams")

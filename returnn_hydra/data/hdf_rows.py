@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from typing import Any
 
 import h5py
 import numpy as np
+
+from returnn_hydra.data.hdf_raw import raw_rows
 
 BLOCK_BYTES = 4 << 20
 """Read at once into the cache."""
@@ -33,13 +34,13 @@ class RowCache:
         num_blocks = -(-num_rows // self.block_rows)
         self.loaded = np.frombuffer(_shared_memory(num_blocks), np.bool_, num_blocks)
 
-    def get(self, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    def get(self, source: Source, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop-1, as a view of the cache."""
         first, last = start // self.block_rows, (stop - 1) // self.block_rows
         for block in range(first, last + 1):
             if not self.loaded[block]:
                 a, b = block * self.block_rows, min((block + 1) * self.block_rows, self.num_rows)
-                dataset.read_direct(self.rows, np.s_[a:b], np.s_[a:b])
+                source.copy(self.rows[a:b], a, b)
                 self.loaded[block] = True
         return self.rows[start:stop]
 
@@ -49,36 +50,57 @@ def _shared_memory(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, max(num_bytes, 1))
 
 
-def read_rows(
-    dataset: h5py.Dataset, starts: Sequence[int], lengths: Sequence[int], cache: RowCache | None
-) -> list[Any]:
-    """The rows starts[i] .. starts[i]+lengths[i]-1 for every i.
+class Source:
+    """The rows of an open data set: read by HDF5, or past it where the file has them as they are."""
 
-    Raises:
-        OSError: the file is damaged.
-    """
-    if cache is not None:
-        return [
-            cache.get(dataset, start, start + length) if length else cache.rows[:0]
-            for start, length in zip(starts, lengths, strict=True)
-        ]
-    row_bytes = max(int(dataset.dtype.itemsize * np.prod(dataset.shape[1:], dtype=np.int64)), 1)
-    gap, longest_run = GAP_BYTES // row_bytes, RUN_BYTES // row_bytes
-    order = sorted((i for i, length in enumerate(lengths) if length), key=starts.__getitem__)
-    results: list[Any] = [dataset[0:0]] * len(starts) if len(order) < len(starts) else [None] * len(starts)
-    done = 0
-    while done < len(order):
-        begin = starts[order[done]]
-        end = begin + lengths[order[done]]
-        run = done + 1
-        while run < len(order):
-            start, stop = starts[order[run]], starts[order[run]] + lengths[order[run]]
-            if start - end > gap or stop - begin > longest_run:
-                break
-            end = max(end, stop)
-            run += 1
-        rows = dataset[begin:end]
-        for i in order[done:run]:
-            results[i] = rows[starts[i] - begin : starts[i] - begin + lengths[i]]
-        done = run
-    return results
+    def __init__(self, path: str, dataset: h5py.Dataset) -> None:
+        self.dataset = dataset
+        self.raw = raw_rows(path, dataset)
+
+    def copy(self, out: np.ndarray, start: int, stop: int) -> None:
+        """Rows start .. stop-1 into `out`."""
+        if self.raw is not None:
+            self.raw.copy(out, start, stop)
+        else:
+            self.dataset.read_direct(out, np.s_[start:stop])
+
+    def read(self, starts: Sequence[int], lengths: Sequence[int], cache: RowCache | None) -> list[np.ndarray]:
+        """The rows starts[i] .. starts[i]+lengths[i]-1 for every i; they may be views of shared memory.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        if self.raw is not None:
+            self.raw.check()
+        if cache is not None:
+            return [
+                cache.get(self, start, start + length) if length else cache.rows[:0]
+                for start, length in zip(starts, lengths, strict=True)
+            ]
+        if self.raw is not None:
+            return [self.raw.get(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        return self._read_runs(starts, lengths)
+
+    def _read_runs(self, starts: Sequence[int], lengths: Sequence[int]) -> list[np.ndarray]:
+        """By HDF5: sequences that are near each other in the file are read together."""
+        row_shape = self.dataset.shape[1:]
+        row_bytes = max(int(self.dataset.dtype.itemsize * np.prod(row_shape, dtype=np.int64)), 1)
+        gap, longest_run = GAP_BYTES // row_bytes, RUN_BYTES // row_bytes
+        order = sorted((i for i, length in enumerate(lengths) if length), key=starts.__getitem__)
+        results = [np.empty((0, *row_shape), self.dataset.dtype)] * len(starts)
+        done = 0
+        while done < len(order):
+            begin = starts[order[done]]
+            end = begin + lengths[order[done]]
+            run = done + 1
+            while run < len(order):
+                start, stop = starts[order[run]], starts[order[run]] + lengths[order[run]]
+                if start - end > gap or stop - begin > longest_run:
+                    break
+                end = max(end, stop)
+                run += 1
+            rows = self.dataset[begin:end]
+            for i in order[done:run]:
+                results[i] = rows[starts[i] - begin : starts[i] - begin + lengths[i]]
+            done = run
+        return results
