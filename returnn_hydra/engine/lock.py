@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -85,7 +86,8 @@ class RunLock:
     def release(self) -> None:
         """Let go; the file stays, empty."""
         if self._handle is not None and self._pid == os.getpid():
-            os.ftruncate(self._handle, 0)
+            with contextlib.suppress(OSError):  # a name that stays there does not lock anything on this host
+                os.ftruncate(self._handle, 0)
             os.close(self._handle)
         self._handle = None
 
@@ -107,8 +109,8 @@ class RunLock:
 def read_owner(handle: int) -> dict[str, Any]:
     """What the lock file says; empty when it names nobody."""
     try:
-        owner = json.loads(os.pread(handle, 4096, 0) or b"{}")
-    except ValueError:
+        owner = json.loads(os.pread(handle, 4096, 0).decode() or "{}")
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

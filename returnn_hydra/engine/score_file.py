@@ -64,7 +64,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
         DamagedStateError: the line is not byte for byte what `encode_line` wrote.
     """
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
         if isinstance(record, dict):
             record.pop(CHECKSUM, None)
             if encode_line(record).encode() == line:
