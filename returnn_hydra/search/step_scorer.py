@@ -10,11 +10,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from returnn_hydra.search.scorer import Encoded, concat_tensors, map_tensors, rows_of, take_rows, tensors_of
+from returnn_hydra.search.scorer import Encoded, concat_tensors, map_tensors, rows_of, tensors_of
 
 
 class Decoder(Protocol):
-    """A label decoder that attends to an encoder."""
+    """A label decoder that attends to an encoder.
+
+    With an attribute `shares_memory` that is true, `step` also takes state tensors that no step changes with one row
+    for each sequence only, while the labels and the other tensors have K rows for each, one sequence's behind the
+    other's. A tensor that is not such a constant is then a new one after every step.
+    """
 
     def initial_state(self, encoder_out: Tensor, encoder_lengths: Tensor) -> Any:
         """State tensors with first axis N, for encoder_out (N, T, F)."""
@@ -42,6 +47,7 @@ class Rows(NamedTuple):
 
     tensors: Any
     num_seqs: int
+    beam: int
     constant: tuple[bool, ...]
 
 
@@ -60,7 +66,7 @@ class StepScorer:
 
     def start(self, tensors: Any, num_seqs: int) -> Rows:
         """The state before the first step."""
-        return Rows(tensors, num_seqs, (True,) * len(tensors_of(tensors)))
+        return Rows(tensors, num_seqs, 1, (True,) * len(tensors_of(tensors)))
 
     @torch.no_grad()
     def score(self, labels: Tensor, state: Rows) -> tuple[Tensor, Rows]:
@@ -79,33 +85,29 @@ class StepScorer:
             for was, new, old, version in zip(state.constant, after, before, versions, strict=False)
         )
         flags += (False,) * (len(after) - len(flags))
-        return log_probs.view(*labels.shape, -1), Rows(tensors, state.num_seqs, flags)
+        return log_probs.view(*labels.shape, -1), state._replace(tensors=tensors, constant=flags)
 
     def select(self, state: Rows, parents: Tensor) -> Rows:
-        beam = _beam(state)
+        beam = state.beam
         rows = rows_of(parents, beam)
         constant = iter(state.constant)
-        same_rows = parents.shape[1] == beam
+        leave_constant = parents.shape[1] == beam or getattr(self.module, "shares_memory", False)
 
         def pick(tensor: Tensor) -> Tensor:
-            return tensor if next(constant) and same_rows else tensor.index_select(0, rows)
+            return tensor if next(constant) and leave_constant else tensor.index_select(0, rows)
 
-        return state._replace(tensors=map_tensors(pick, state.tensors))
+        return state._replace(tensors=map_tensors(pick, state.tensors), beam=parents.shape[1])
 
     def keep(self, state: Rows, seqs: Tensor) -> Rows:
-        beam = _beam(state)
-        rows = (seqs[:, None] * beam + torch.arange(beam, device=seqs.device)).flatten()
-        return state._replace(tensors=take_rows(state.tensors, rows), num_seqs=len(seqs))
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, (state.num_seqs, -1)).index_select(0, seqs).flatten(0, 1)
+
+        return state._replace(tensors=map_tensors(pick, state.tensors), num_seqs=len(seqs))
 
     def concat(self, states: list[Rows]) -> Rows:
         tensors = concat_tensors([state.tensors for state in states])
         constant = tuple(all(flags) for flags in zip(*(state.constant for state in states), strict=True))
-        return Rows(tensors, sum(state.num_seqs for state in states), constant)
-
-
-def _beam(state: Rows) -> int:
-    tensors = tensors_of(state.tensors)
-    return len(tensors[0]) // state.num_seqs if tensors else 1
+        return Rows(tensors, sum(state.num_seqs for state in states), states[0].beam, constant)
 
 
 def _version(tensor: Tensor) -> int:

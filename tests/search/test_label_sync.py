@@ -265,3 +265,31 @@ def test_errors_teach(toy: SimpleNamespace) -> None:
     state = wrong.initial_state(toy.encoded(1, 3, V))
     with pytest.raises(ValueError, match=r"expected \(1 hypotheses, 9 labels\)"):
         wrong.score(torch.zeros(1, 1, dtype=torch.long), state)
+
+
+def test_decoder_that_shares_the_memory(toy: SimpleNamespace) -> None:
+    """One row of keys per sequence, not per hypothesis, gives the same."""
+
+    class SharedToyDecoder(toy.Decoder):
+        shares_memory = True
+
+        def step(self, labels: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+            repeats = len(labels) // len(state["keys"])
+            sizes.add((len(labels), len(state["keys"])))
+            repeated = {name: state[name].repeat_interleave(repeats, 0) for name in ("keys", "mask")}
+            log_probs, new_state = super().step(labels, {**state, **repeated})
+            return log_probs, {**new_state, "keys": state["keys"], "mask": state["mask"]}
+
+    sizes: set[tuple[int, int]] = set()
+    torch.manual_seed(0)
+    decoder = toy.Decoder(V)
+    shared = SharedToyDecoder(V)
+    shared.load_state_dict(decoder.state_dict())
+    encoded = toy.encoded(5, 9, V)
+    results = [
+        LabelSyncSearch(DecoderScorer(module, V), bos=BOS, eos=EOS, beam_size=3, num_best=3)(encoded)
+        for module in (decoder, shared)
+    ]
+    assert results[0] == results[1]
+    assert {rows // seqs for rows, seqs in sizes} == {1, 3}
+    assert len({seqs for _, seqs in sizes}) > 1  # sequences that are done are dropped
