@@ -1,0 +1,481 @@
+"""RETURNN's dataset dicts (`{"class": "HDFDataset", ...}`) as our data sets.
+
+A dict becomes a plan: the node of the source (plain data with `_target_`, as in YAML; functions of the config stay
+functions), the order of the sequences, and what concerns the batches. What differs from RETURNN:
+
+* `seq_list_filter_file` filters before the sequences are partitioned, so that all parts have the same size.
+* A `seq_ordering` that stands on a MetaDataset beside a control data set without one is used (RETURNN ignores it).
+* A generated data set is ordered as it says (RETURNN ignores `sorted` there).
+* Tags are unique: data sets refuse repeated ones, so `unique_seq_tags` has nothing to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from returnn_hydra.compat.dataset_options import Options
+from returnn_hydra.compat.map_seq import MapSeq, MapStream
+from returnn_hydra.compat.vocab_dicts import vocab_node
+from returnn_hydra.config.errors import ConfigError, nearest
+from returnn_hydra.config.literals import parse_literal
+from returnn_hydra.data.dataset import Dataset
+
+Node = dict[str, Any]
+DATA = "returnn_hydra.data."
+ORDER = ("seq_ordering", "partition_epoch", "repeat_epoch", "fixed_random_seed", "random_seed_offset")
+_PLAIN_ORDER = {"seq_ordering", "partition_epoch", "repeat_epoch"}
+_CACHING = ("use_cache_manager", "cache_byte_size", "preload_next_n_sub_epochs", "buffer_size", "buf_size")
+
+
+@dataclass
+class DatasetPlan:
+    """What a dataset dict asks for."""
+
+    source: Node
+    order: dict[str, Any] = field(default_factory=dict)
+    """Arguments of SeqOrder."""
+    batching: dict[str, Any] = field(default_factory=dict)
+    """`chunking`, `min_chunk_size`."""
+    num_workers: int = 0
+    notes: list[str] = field(default_factory=list)
+    """Options without effect."""
+
+    def node(self) -> Node:
+        """The source in its own order, as a part of another data set."""
+        if not self.order or self.order == {"seq_ordering": "default"}:
+            return self.source
+        return {"_target_": DATA + "ordered.OrderedDataset", "dataset": self.source, **self.order}
+
+    def conf(self) -> dict[str, Any]:
+        """The entry `datasets.<name>` of our configuration; orders are RETURNN's, whatever the run's seed."""
+        conf: dict[str, Any] = {**self.batching, "num_workers": self.num_workers, "seed": 1}
+        if set(self.order) <= _PLAIN_ORDER:
+            return {"source": self.source, **self.order, **conf}
+        return {"source": self.node(), **conf}
+
+
+def plan_dataset(value: Any, path: str, default_ordering: Any = None) -> DatasetPlan:
+    """The plan for what stands in a config as `train`, `dev`, ...
+
+    Args:
+        value: a dict; a function that returns one; a path of HDF files, separated by commas; or a dict as a text.
+        path: where it stands, for errors.
+        default_ordering: of a dict without `seq_ordering`; RETURNN's `batching`, and for dev and eval `sorted`.
+
+    Raises:
+        ConfigError: an unknown class or option, or one that is not supported, with what to do instead.
+    """
+    if callable(value) and not isinstance(value, type):
+        value = value()
+    if isinstance(value, str):
+        value = _from_text(value, path)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}={value!r}: expected a dict with 'class'")
+    options = Options(value, path)
+    name = str(options.need("class"))
+    if name in UNSUPPORTED:
+        raise ConfigError(f"{path}.class={name}: {UNSUPPORTED[name]}")
+    if name not in CLASSES:
+        raise ConfigError(f"{path}.class={name!r}: no such data set{nearest(name, CLASSES)}")
+    explicit = options.some(*ORDER)
+    plan = CLASSES[name](options, explicit)
+    if default_ordering is not None and "seq_ordering" not in value and name != "MetaDataset":
+        plan.order.setdefault("seq_ordering", default_ordering)
+    ordering = plan.order.get("seq_ordering")
+    if isinstance(ordering, str) and ordering.startswith("random:"):
+        plan.order["random_argument"] = "epochs"
+    plan.batching.update(options.some("chunking", "min_chunk_size"))
+    if plan.batching.get("chunking") in ("0", 0, None):
+        plan.batching.clear()
+    _common(options, plan)
+    options.finish()
+    plan.notes += options.notes
+    return plan
+
+
+def _from_text(text: str, path: str) -> Any:
+    if text.strip().startswith("{"):
+        return parse_literal(text, path)
+    if text.startswith(("config:", "sprint:")):
+        raise ConfigError(f"{path}={text!r}: write the dict itself; such texts are not evaluated")
+    return {"class": "HDFDataset", "files": text.split(",")}
+
+
+def _common(options: Options, plan: DatasetPlan) -> None:
+    """What every data set of RETURNN takes."""
+    options.idle("only names the data set", ["name"])
+    options.idle("data sets know their sizes", ["estimated_num_seqs"])
+    options.idle("data sets refuse repeated tags", ["unique_seq_tags"])
+    options.idle("files are read where they are, when they are needed", _CACHING)
+    options.idle("only concerns the log", ["suppress_load_seqs_print", "log_skipped_seqs"])
+    options.only("window", (None, 0, 1), "windows of frames are not made from the data")
+    windows = options.take("context_window")
+    if any(size not in (None, 0, 1) for size in (windows.values() if isinstance(windows, Mapping) else [windows])):
+        raise ConfigError(f"{options.path}.context_window={windows!r}: windows of frames are not made from the data")
+    options.only("shuffle_frames_of_nseqs", (None, 0), "frames are not shuffled between sequences")
+    options.only("chunking_variance", (None, 0, 0.0), "chunks have a fixed size")
+    options.only("_num_shards", (None, 1), "the loader deals batches to processes")
+    options.only("_shard_index", (None, 0), "the loader deals batches to processes")
+    lengths = options.take("seq_order_seq_lens_file")
+    if lengths is not None:
+        plan.source = {"_target_": DATA + "ordered.LengthsFromFile", "dataset": plan.source, "seq_lens_file": lengths}
+    for key in ("seq_list_filter_file", "seq_list_filter"):
+        if (tags := options.take(key)) is not None:
+            plan.source = _filtered(plan.source, tags)
+
+
+def _filtered(source: Node, file: Any) -> Node:
+    return {
+        "_target_": DATA + "filter.FilterDataset",
+        "dataset": source,
+        "seq_list_filter_file": file,
+        "require_all": False,
+    }
+
+
+# One function per class: (options, the order that stands in the dict) -> plan.
+
+
+def _hdf(options: Options, order: Node) -> DatasetPlan:
+    return DatasetPlan({"_target_": DATA + "hdf.HDFDataset", "files": options.need("files")}, order)
+
+
+def _meta(options: Options, order: Node) -> DatasetPlan:
+    path = options.path
+    parts = {name: plan_dataset(part, f"{path}.datasets.{name}") for name, part in options.need("datasets").items()}
+    control = options.take("seq_order_control_dataset")
+    options.idle("the data sets know it", ["data_dims", "data_dtypes"])
+    source: Node = {
+        "_target_": DATA + "meta.MetaDataset",
+        "datasets": {name: part.source for name, part in parts.items()},
+        "data_map": {stream: list(where) for stream, where in options.need("data_map").items()},
+        **options.some("seq_order_control_dataset", "seq_list_file"),
+    }
+    if control is not None:
+        if control not in parts:
+            raise ConfigError(
+                f"{path}.seq_order_control_dataset={control!r}: no such data set{nearest(control, parts)}"
+            )
+        order = {**order, **parts[control].order}
+    lengths = options.take("seq_lens_file")
+    if lengths is not None:
+        source = {"_target_": DATA + "ordered.LengthsFromFile", "dataset": source, "seq_lens_file": lengths}
+    return DatasetPlan(source, order, notes=[note for part in parts.values() for note in part.notes])
+
+
+def _combined(options: Options, order: Node) -> DatasetPlan:
+    parts = {
+        name: plan_dataset(part, f"{options.path}.datasets.{name}") for name, part in options.need("datasets").items()
+    }
+    data_map: dict[str, dict[str, str]] = {}
+    for (name, stream), ours in options.need("data_map").items():
+        data_map.setdefault(name, {})[stream] = ours
+    options.idle("the data sets know it", ["data_dims", "data_dtypes", "window"])
+    source: Node = {
+        "_target_": DATA + "combine.CombinedDataset",
+        "datasets": {name: part.node() for name, part in parts.items()},
+        "data_map": data_map,
+        **options.some("sampling_sizes", "interleave_gumbel_scale"),
+    }
+    if order.get("seq_ordering") in ("reversed", "interleave", "random_dataset"):
+        source["mixing"] = order.pop("seq_ordering")
+        source.update({name: order[name] for name in ORDER[1:] if name != "repeat_epoch" and name in order})
+        order = {name: order[name] for name in _PLAIN_ORDER if name in order}
+    return DatasetPlan(source, order)
+
+
+def _concat(options: Options, order: Node) -> DatasetPlan:
+    parts = [plan_dataset(part, f"{options.path}.datasets[{i}]") for i, part in enumerate(options.need("datasets"))]
+    return DatasetPlan({"_target_": DATA + "concat.ConcatDataset", "datasets": [part.node() for part in parts]}, order)
+
+
+def _concat_seqs(options: Options, order: Node) -> DatasetPlan:
+    names = (
+        "seq_len_file",
+        "seq_tag_delim",
+        "remove_in_between_postfix",
+        "repeat_in_between_last_frame_up_to_multiple_of",
+        "pad_narrow_data_to_multiple_of_target_len",
+    )
+    inner = plan_dataset(options.need("dataset"), f"{options.path}.dataset")
+    source = {
+        "_target_": DATA + "concat.ConcatSeqsDataset",
+        "dataset": inner.source,
+        "seq_list_file": options.need("seq_list_file"),
+        **options.some(*names),
+    }
+    return DatasetPlan(source, order, notes=inner.notes)
+
+
+def _inner(options: Options, order: Node) -> DatasetPlan:
+    """The plan of the wrapped data set, in this order if there is one."""
+    plan = plan_dataset(options.need("dataset"), f"{options.path}.dataset")
+    plan.order = order or plan.order
+    return plan
+
+
+def _multi_proc(options: Options, order: Node) -> DatasetPlan:
+    plan = _inner(options, order)
+    plan.num_workers = options.take("num_workers", 1)
+    options.idle("sequences come in their order whichever worker reads them", ["sharding_method"])
+    return plan
+
+
+def _multi_epoch(options: Options, order: Node) -> DatasetPlan:
+    inner = plan_dataset(options.need("dataset"), f"{options.path}.dataset")
+    source = {
+        "_target_": DATA + "variable.MultiEpochDataset",
+        "dataset": inner.node(),
+        "multi_epoch": options.need("multi_epoch"),
+    }
+    return DatasetPlan(source, order, notes=inner.notes)
+
+
+def _postprocessing(options: Options, order: Node) -> DatasetPlan:
+    plan = _inner(options, order)
+    shared = options.some("map_outputs")
+    options.idle("streams tell their lengths themselves", ["map_seq_stream_preserves_num_seqs"])
+    function, stream = options.take("map_seq"), options.take("map_seq_stream")
+    workers = options.take("num_workers", 0)
+    if (function is None) == (stream is None):
+        raise ConfigError(f"{options.path}: expected either map_seq or map_seq_stream")
+    if function is not None:
+        target = DATA + "postprocessing.PostprocessingDataset"
+        plan.source = {"_target_": target, "dataset": plan.source, "map_seq": MapSeq(function), **shared}
+        plan.num_workers = workers
+    else:
+        target = DATA + "postprocessing.PostprocessingStream"
+        plan.source = {"_target_": target, "source": plan.node(), "map_seq_stream": MapStream(stream), **shared}
+        plan.source.update({"num_workers": workers, "num_shards": max(workers, 1)})
+        plan.order = {}
+    return plan
+
+
+def _distribute(options: Options, order: Node) -> DatasetPlan:
+    source = {
+        "_target_": DATA + "distribute.DistributeFilesDataset",
+        "files": options.need("files"),
+        "get_sub_epoch_dataset": DictFunction(
+            options.need("get_sub_epoch_dataset"), f"{options.path}.get_sub_epoch_dataset"
+        ),
+        **{name: value for name, value in order.items() if name != "repeat_epoch"},
+    }
+    options.idle("the loader deals batches to processes", ["distrib_shard_files", "sharding_fix"])
+    return DatasetPlan(source)
+
+
+def _variable(options: Options, order: Node) -> DatasetPlan:
+    options.idle("the current one is kept", ["dataset_lru_cache_size", "always_same_tags"])
+    function = DictFunction(options.need("get_dataset"), f"{options.path}.get_dataset")
+    return DatasetPlan({"_target_": DATA + "variable.VariableDataset", "get_dataset": function}, order)
+
+
+def _ogg_zip(options: Options, order: Node) -> DatasetPlan:
+    path = options.path
+    names = ("targets_post_process", "content_name", "zip_audio_files_have_name_as_prefix")
+    audio = options.take("audio")
+    source: Node = {
+        "_target_": DATA + "audio.AudioZipDataset",
+        "path": options.need("path"),
+        "audio": None if audio is None else {"_target_": DATA + "features.AudioFeatures", **audio},
+        "targets": vocab_node(options.take("targets"), f"{path}.targets"),
+        **options.some(*names),
+    }
+    if (segments := options.take("segment_file")) is not None:
+        source = _filtered(source, segments)
+    size, seed = options.take("fixed_random_subset"), options.take("fixed_random_subset_seed", 42)
+    if size is not None:
+        source = {"_target_": DATA + "filter.RandomSubset", "dataset": source, "size": size, "seed": seed}
+    if curriculum := options.take("epoch_wise_filter"):
+        limits = {_epochs(epochs): limit["max_mean_len"] for epochs, limit in curriculum.items()}
+        source = {"_target_": DATA + "filter.CurriculumDataset", "dataset": source, "max_mean_length": limits}
+    return DatasetPlan(source, order)
+
+
+def _epochs(key: Any) -> str:
+    first, last = key
+    return f"{first}-{'' if last is None else last}"
+
+
+def _lm(options: Options, order: Node) -> DatasetPlan:
+    words = options.some("word_based", "seq_end_symbol", "unknown_symbol", "auto_replace_unknown_symbol")
+    words |= options.some("word_end_symbol", "orth_replace_map_file")
+    words |= options.take("parse_orth_opts") or {}
+    vocab = vocab_node(options.take("orth_vocab"), f"{options.path}.orth_vocab")
+    files = [options.take(name) for name in ("orth_symbols_map_file", "orth_symbols_file")]
+    symbols = next((file for file in files if file is not None), None)
+    if vocab is None and symbols is None:
+        raise ConfigError(f"{options.path}: expected orth_vocab or orth_symbols_map_file")
+    if vocab is None:
+        vocab = {"_target_": DATA + "orth_vocab.OrthVocabulary", "vocab_file": symbols, **words}
+    names = ("skip_empty_lines", "add_delayed_seq_data", "delayed_seq_data_start_symbol", "seq_list_file", "dtype")
+    source = {
+        "_target_": DATA + "text.LmDataset",
+        "corpus_file": options.need("corpus_file"),
+        "vocab": vocab,
+        **options.some(*names, "tag_prefix", "orth_post_process"),
+    }
+    source.setdefault("dtype", "smallest")
+    source["skip_invalid_seqs"] = not options.take("error_on_invalid_seq", True)
+    options.only("phone_info", (None,), "phonemes are not supported")
+    options.only("add_random_phone_seqs", (None, 0), "phonemes are not supported")
+    return DatasetPlan(source, order)
+
+
+def _translation(options: Options, order: Node) -> DatasetPlan:
+    folder, postfix = options.need("path"), options.need("file_postfix")
+    unknown = options.take("unknown_label")
+    sides = ["source"] if options.take("source_only", False) else ["source", "target"]
+    source: Node = {"_target_": DATA + "text.TranslationDataset"}
+    for side in sides:
+        label = unknown.get("data" if side == "source" else "classes") if isinstance(unknown, Mapping) else unknown
+        source[f"{side}_file"] = _text_file(f"{folder}/{side}.{postfix}")
+        source[f"{side}_vocab"] = {
+            "_target_": DATA + "vocab.Vocabulary",
+            "vocab_file": f"{folder}/{side}.vocab.pkl",
+            "unknown_label": label,
+        }
+    return DatasetPlan({**source, **options.some("source_postfix", "target_postfix", "seq_list_file")}, order)
+
+
+def _text_file(name: str) -> str:
+    """The file, or its packed form where only that exists."""
+    return f"{name}.gz" if not Path(name).exists() and Path(f"{name}.gz").exists() else name
+
+
+def _text_dict(options: Options, order: Node) -> DatasetPlan:
+    vocab = vocab_node(options.need("vocab"), f"{options.path}.vocab")
+    names = options.some("filename", "item_format")
+    return DatasetPlan({"_target_": DATA + "text.TextDictDataset", "vocab": vocab, **names}, order)
+
+
+def _static(options: Options, order: Node) -> DatasetPlan:
+    dims = options.take("output_dim") or {}
+    options.idle("the arrays say it", ["target_list", "input_dim"])
+    streams = {name: _legacy_spec(value) for name, value in dims.items()}
+    source = {"_target_": DATA + "arrays.StaticDataset", "data": options.need("data"), "streams": streams or None}
+    return DatasetPlan(source, order)
+
+
+def _legacy_spec(value: Any) -> Node:
+    """`dim` or `(dim, ndim)`: one axis means labels."""
+    dim, ndim = value if isinstance(value, list | tuple) else (value, 2)
+    return {"dim": dim, "sparse": ndim == 1, "shape": (None,) * (ndim - 1) + ((dim,) if ndim > 1 else (None,))}
+
+
+def _anything(options: Options, order: Node) -> DatasetPlan:
+    return DatasetPlan({"_target_": DATA + "arrays.AnythingDataset", "streams": dict(options.need("data_keys"))}, order)
+
+
+def _map(options: Options, order: Node) -> DatasetPlan:
+    data = options.need("map_dataset")
+    data = data() if isinstance(data, type) or (callable(data) and not hasattr(data, "__getitem__")) else data
+    types = options.take("data_types") or getattr(data, "data_types", None)
+    if types is None:
+        raise ConfigError(f"{options.path}: 'data_types' is missing: {{stream: its options, e.g. dim and sparse}}")
+    return DatasetPlan({"_target_": DATA + "map.MapDataset", "data": data, "streams": dict(types)}, order)
+
+
+def _generated(target: str, *names: str) -> Callable[[Options, Node], DatasetPlan]:
+    """A generated data set: its content depends on the epoch and the seeds."""
+
+    def plan(options: Options, order: Node) -> DatasetPlan:
+        content = {
+            name: order[name]
+            for name in ("partition_epoch", "fixed_random_seed", "random_seed_offset")
+            if name in order
+        }
+        source = {
+            "_target_": f"{DATA}generating.{target}",
+            "num_seqs": options.need("num_seqs"),
+            **options.some(*names),
+            **(content if target != "DummyDataset" else {}),
+        }
+        kept = {name: value for name, value in order.items() if name not in ("partition_epoch", "fixed_random_seed")}
+        return DatasetPlan(source, order if target == "DummyDataset" else kept)
+
+    return plan
+
+
+_DUMMY = ("input_dim", "output_dim", "seq_len", "input_max_value", "input_shift", "input_scale")
+CLASSES: dict[str, Callable[[Options, Node], DatasetPlan]] = {
+    "HDFDataset": _hdf,
+    "MetaDataset": _meta,
+    "CombinedDataset": _combined,
+    "ConcatDataset": _concat,
+    "ConcatSeqsDataset": _concat_seqs,
+    "MultiProcDataset": _multi_proc,
+    "MultiEpochDataset": _multi_epoch,
+    "PostprocessingDataset": _postprocessing,
+    "DistributeFilesDataset": _distribute,
+    "VariableDataset": _variable,
+    "OggZipDataset": _ogg_zip,
+    "LmDataset": _lm,
+    "TranslationDataset": _translation,
+    "TextDictDataset": _text_dict,
+    "StaticDataset": _static,
+    "AnythingDataset": _anything,
+    "MapDatasetWrapper": _map,
+    "Task12AXDataset": _generated("Task12AX"),
+    "TaskEpisodicCopyDataset": _generated("EpisodicCopyTask"),
+    "TaskXmlModelingDataset": _generated("XmlTask", "limit_stack_depth"),
+    "TaskVariableAssignmentDataset": _generated("VariableAssignmentTask"),
+    "TaskNumberBaseConvertDataset": _generated(
+        "NumberBaseTask", "input_base", "output_base", "min_input_seq_len", "max_input_seq_len"
+    ),
+    "CopyTaskDataset": _generated(
+        "CopyTask", "nsymbols", "minlen", "maxlen", "minlen_epoch_factor", "maxlen_epoch_factor"
+    ),
+    "DummyDataset": _generated("DummyDataset", *_DUMMY),
+    "DummyDatasetMultipleSequenceLength": _generated("DummyDataset", *_DUMMY),
+}
+"""RETURNN class to the function that plans it."""
+
+_RASR = "RASR (Sprint) is not called from here; dump its data to HDF files with RETURNN's hdf_dump, then use HDFDataset"
+UNSUPPORTED = {
+    "ExternSprintDataset": _RASR,
+    "SprintCacheDataset": _RASR,
+    "SprintDatasetBase": _RASR,
+    "LibriSpeechCorpus": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
+    "BlissDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
+    "TimitDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
+    "NltkTimitDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
+    "NumpyDumpDataset": "write HDF files instead, then use HDFDataset",
+    "StereoHdfDataset": "it has been out of use for years; use HDFDataset",
+}
+"""Classes that are refused, and what to do instead."""
+
+
+class DictFunction:
+    """A function of a config that returns a dataset dict, as one that returns the data set."""
+
+    def __init__(self, function: Callable[..., Any], path: str) -> None:
+        self.function = function
+        self.path = path
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Dataset:
+        return build_dataset(self.function(*arguments, **keywords), self.path)
+
+
+def build_dataset(value: Any, path: str, default_ordering: Any = None) -> Dataset:
+    """The data set of a dict, in its own order."""
+    return build_node(plan_dataset(value, path, default_ordering).node())
+
+
+def build_node(node: Any) -> Any:
+    """Build what stands in a node of this module: only classes of returnn_hydra.data."""
+    if isinstance(node, Mapping):
+        values = {key: build_node(value) for key, value in node.items() if key != "_target_"}
+        if "_target_" not in node:
+            return values
+        module, _, name = node["_target_"].rpartition(".")
+        if not module.startswith(DATA):
+            raise ConfigError(f"_target_={node['_target_']}: only {DATA}* is built here")
+        return getattr(importlib.import_module(module), name)(**values)
+    if isinstance(node, list | tuple) and not isinstance(node, str):
+        return type(node)(build_node(item) for item in node)
+    return node
