@@ -101,22 +101,25 @@ class SelfAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None) -> Tensor:
         """(B, H, T, E), 2x (B, H, S, E) -> (B, T, D); `bias` is added to the scores, `allowed` masks them."""
-        attend_to = allowed
-        if bias is not None:
-            query = query + self.content_bias[:, None]
-            attend_to = bias if allowed is None else bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
         dropout = self.dropout if self.training else 0.0
-        values = F.scaled_dot_product_attention(query, key, value, attn_mask=attend_to, dropout_p=dropout)
-        return self.output(join_heads(values))
+        if bias is None:
+            values = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+            return self.output(join_heads(values))
+        content = (query + self.content_bias[:, None]) @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        scores = content + bias
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        return self.output(join_heads(F.dropout(scores.softmax(-1), dropout) @ value))
 
     def _distance_scores(self, query: Tensor) -> Tensor:
         """Scores of the distances between all frames: (B, H, T, E) -> (B, H, T, T)."""
         size = query.shape[2]
-        return relative_shift(self._score_distances(query, torch.arange(size - 1, -size, -1, device=query.device)))
+        distances = size - 1 - torch.arange(2 * size - 1, device=query.device)
+        return relative_shift(self._score_distances(query, distances))
 
     def _distance_scores_of_last(self, query: Tensor, size: int) -> Tensor:
         """Scores of the last frame's distances to all `size` frames: (N, H, 1, E) -> (N, H, 1, S)."""
-        return self._score_distances(query, torch.arange(size - 1, -1, -1, device=query.device))
+        return self._score_distances(query, size - 1 - torch.arange(size, device=query.device))
 
     def _score_distances(self, query: Tensor, distances: Tensor) -> Tensor:
         keys = self.distance_key(sinusoids(distances, self.output.in_features).to(query.dtype))

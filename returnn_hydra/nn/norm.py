@@ -14,6 +14,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """(B, T, F), and (B, T) with True at real frames -> (B, T, F)."""
+        if not self.training:  # the stored statistics: no need to pick the real frames
+            return super().forward(features.flatten(0, 1)).view_as(features) * mask[:, :, None]
         normed = super().forward(features[mask])
         return features.new_zeros(features.shape, dtype=normed.dtype).masked_scatter(mask[:, :, None], normed)
 

@@ -53,7 +53,7 @@ def relative_shift(scores: Tensor) -> Tensor:
     Returns:
         (..., T, T): for query t and key s the score of the distance t - s.
     """
-    *leading, num_queries, num_distances = scores.shape
-    padded = torch.nn.functional.pad(scores, (1, 0))  # (..., T, 2T): every row starts one column later than the last
-    shifted = padded.reshape(*leading, num_distances + 1, num_queries)[..., 1:, :]
-    return shifted.reshape(*leading, num_queries, num_distances)[..., :num_queries]
+    size = scores.shape[-2]
+    padded = torch.nn.functional.pad(scores, (1, 0)).flatten(-2)  # (..., T * 2T)
+    shifted = padded[..., size:]  # (..., T * (2T-1)): read in rows of 2T-1, each starts one column before the last
+    return shifted.reshape(*scores.shape[:-2], size, 2 * size - 1)[..., :size]

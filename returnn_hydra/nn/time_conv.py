@@ -100,17 +100,17 @@ def group_frames(features: Tensor, lengths: Tensor, factor: int, reduction: str)
     Raises:
         ValueError: another word for `reduction`.
     """
-    missing = -features.shape[1] % factor
+    size = (features.shape[1] + factor - 1) // factor
     new_lengths = strided_lengths(lengths, factor)
     mask = sequence_mask(lengths, features.shape[1])[:, :, None]
     if reduction == "concat":
-        padded = F.pad(features * mask, (0, 0, 0, missing))
-        grouped = padded.reshape(len(padded), -1, factor * features.shape[2])
+        padded = F.pad(features * mask, (0, 0, 0, factor - 1))[:, : size * factor]
+        grouped = padded.unflatten(1, (size, factor)).flatten(2)
     elif reduction == "max":
         least = torch.finfo(features.dtype).min
-        padded = F.pad(features.masked_fill(~mask, least), (0, 0, 0, missing), value=least)
-        grouped = padded.unflatten(1, (-1, factor)).amax(dim=2)
-        grouped = grouped * sequence_mask(new_lengths, grouped.shape[1])[:, :, None]
+        padded = F.pad(features.masked_fill(~mask, least), (0, 0, 0, factor - 1), value=least)[:, : size * factor]
+        grouped = padded.unflatten(1, (size, factor)).amax(dim=2)
+        grouped = grouped * sequence_mask(new_lengths, size)[:, :, None]
     else:
         raise ValueError(f"reduction={reduction!r}: expected concat or max")
     return grouped, new_lengths
