@@ -4,6 +4,7 @@ A dict becomes a plan: the node of the source (plain data with `_target_`, as in
 functions), the order of the sequences, and what concerns the batches. What differs from RETURNN:
 
 * `seq_list_filter_file` filters before the sequences are partitioned, so that all parts have the same size.
+* `window` and `context_window` are refused.
 * A `seq_ordering` that stands on a MetaDataset beside a control data set without one is used (RETURNN ignores it).
 * A generated data set is ordered as it says (RETURNN ignores `sorted` there).
 * Tags are unique: data sets refuse repeated ones, so `unique_seq_tags` has nothing to do.
@@ -43,17 +44,30 @@ class DatasetPlan:
     num_workers: int = 0
     notes: list[str] = field(default_factory=list)
     """Options without effect."""
+    tags_file: Any = None
+    """The wanted sequences (`seq_list_filter_file`)."""
+
+    @property
+    def unordered(self) -> Node:
+        """The wanted sequences of the source, whatever their order."""
+        return self.source if self.tags_file is None else _filtered(self.source, self.tags_file)
 
     def node(self) -> Node:
-        """The source in its own order, as a part of another data set."""
+        """The source in its own order, as a part of another data set.
+
+        As in RETURNN, all sequences are put in order before the wanted ones are picked, unless they are partitioned.
+        """
         if not self.order or self.order == {"seq_ordering": "default"}:
-            return self.source
-        return {"_target_": DATA + "ordered.OrderedDataset", "dataset": self.source, **self.order}
+            return self.unordered
+        first = self.order.get("partition_epoch", 1) > 1
+        source = self.unordered if first else self.source
+        ordered = {"_target_": DATA + "ordered.OrderedDataset", "dataset": source, **self.order}
+        return ordered if first or self.tags_file is None else _filtered(ordered, self.tags_file)
 
     def conf(self) -> dict[str, Any]:
         """The entry `datasets.<name>` of our configuration; orders are RETURNN's, whatever the run's seed."""
         conf: dict[str, Any] = {**self.batching, "num_workers": self.num_workers, "seed": 1}
-        if set(self.order) <= _PLAIN_ORDER:
+        if set(self.order) <= _PLAIN_ORDER and self.tags_file is None:
             return {"source": self.source, **self.order, **conf}
         return {"source": self.node(), **conf}
 
@@ -125,7 +139,7 @@ def _common(options: Options, plan: DatasetPlan) -> None:
         plan.source = {"_target_": DATA + "ordered.LengthsFromFile", "dataset": plan.source, "seq_lens_file": lengths}
     for key in ("seq_list_filter_file", "seq_list_filter"):
         if (tags := options.take(key)) is not None:
-            plan.source = _filtered(plan.source, tags)
+            plan.tags_file = tags
 
 
 def _filtered(source: Node, file: Any) -> Node:
@@ -151,7 +165,7 @@ def _meta(options: Options, order: Node) -> DatasetPlan:
     options.idle("the data sets know it", ["data_dims", "data_dtypes"])
     source: Node = {
         "_target_": DATA + "meta.MetaDataset",
-        "datasets": {name: part.source for name, part in parts.items()},
+        "datasets": {name: part.source if name == control else part.unordered for name, part in parts.items()},
         "data_map": {stream: list(where) for stream, where in options.need("data_map").items()},
         **options.some("seq_order_control_dataset", "seq_list_file"),
     }
@@ -164,7 +178,8 @@ def _meta(options: Options, order: Node) -> DatasetPlan:
     lengths = options.take("seq_lens_file")
     if lengths is not None:
         source = {"_target_": DATA + "ordered.LengthsFromFile", "dataset": source, "seq_lens_file": lengths}
-    return DatasetPlan(source, order, notes=[note for part in parts.values() for note in part.notes])
+    notes = [note for part in parts.values() for note in part.notes]
+    return DatasetPlan(source, order, notes=notes, tags_file=parts[control].tags_file if control else None)
 
 
 def _combined(options: Options, order: Node) -> DatasetPlan:
@@ -204,7 +219,7 @@ def _concat_seqs(options: Options, order: Node) -> DatasetPlan:
     inner = plan_dataset(options.need("dataset"), f"{options.path}.dataset")
     source = {
         "_target_": DATA + "concat.ConcatSeqsDataset",
-        "dataset": inner.source,
+        "dataset": inner.unordered,
         "seq_list_file": options.need("seq_list_file"),
         **options.some(*names),
     }
@@ -251,7 +266,7 @@ def _postprocessing(options: Options, order: Node) -> DatasetPlan:
         target = DATA + "postprocessing.PostprocessingStream"
         plan.source = {"_target_": target, "source": plan.node(), "map_seq_stream": MapStream(stream), **shared}
         plan.source.update({"num_workers": workers, "num_shards": max(workers, 1)})
-        plan.order = {}
+        plan.order, plan.tags_file = {}, None
     return plan
 
 
@@ -389,12 +404,13 @@ def _generated(target: str, *names: str) -> Callable[[Options, Node], DatasetPla
             for name in ("partition_epoch", "fixed_random_seed", "random_seed_offset")
             if name in order
         }
-        source = {
+        source: Node = {
             "_target_": f"{DATA}generating.{target}",
             "num_seqs": options.need("num_seqs"),
             **options.some(*names),
-            **(content if target != "DummyDataset" else {}),
         }
+        if target != "DummyDataset":
+            source.update(content)
         kept = {name: value for name, value in order.items() if name not in ("partition_epoch", "fixed_random_seed")}
         return DatasetPlan(source, order if target == "DummyDataset" else kept)
 

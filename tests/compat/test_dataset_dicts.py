@@ -121,6 +121,23 @@ def test_orders_that_only_returnn_has(in_data_folder):
     assert [tag for tag, _ in sequences(fixed, 3)] == [f"corpus/rec{i // 2}/seg{i}" for i in expected]
 
 
+def test_wanted_sequences_are_picked_from_the_order_of_all(in_data_folder):
+    options = {
+        "class": "HDFDataset",
+        "files": ["feat.hdf"],
+        "seq_ordering": "random",
+        "seq_list_filter_file": "tags_subset.txt",
+    }
+    wanted = Path("tags_subset.txt").read_text().split()
+    everything = [tag for tag, _ in sequences(build_dataset({**options, "seq_list_filter_file": None}, "x"), 1)]
+    expected = [tag for tag in everything if tag in wanted]
+    assert [tag for tag, _ in sequences(build_dataset(options, "x"), 1)] == expected
+    assert [tag for tag, _ in sequences(build_node(plan_dataset(options, "x").conf()["source"]), 1)] == expected
+    halves = [sequences(build_dataset({**options, "partition_epoch": 2}, "x"), epoch) for epoch in (1, 2)]
+    assert [len(half) for half in halves] == [2, 2]
+    assert sorted(tag for half in halves for tag, _ in half) == sorted(wanted)
+
+
 def test_meta_takes_its_own_order_where_the_control_has_none():
     parts = {
         "f": {"class": "HDFDataset", "files": "f.hdf"},
