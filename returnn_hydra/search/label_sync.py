@@ -215,8 +215,8 @@ class LabelSyncSearch:
         if self.scorer.max_score > 0:
             return done
         reward = self.normalization.reward
-        best = best + torch.where(torch.tensor(reward > 0), reward * longest, reward * step)
-        most = torch.maximum(longest + 1, torch.tensor(step + 1))
+        best = best + reward * (longest if reward > 0 else step)
+        most = (longest + 1).clamp(min=step + 1)
         norm = torch.where(
             best < 0, self.normalization.norm(most), self.normalization.norm(torch.full_like(most, step + 1))
         )

@@ -112,6 +112,39 @@ class CTCBestPath(SearchStep):
         return lambda encoded: ctc_best_path(_ctc(encoded), encoded.lengths, self.blank)
 
 
+class CTCAlign(SearchStep):
+    """Forced alignment of the true labels by a CTC model or output.
+
+    Outputs: `alignment` (B, T'), the class of every frame; `positions` (B, T'), the index of its label, -1 for a
+    blank; and the true labels as the only hypothesis, with times and the score of the path.
+
+    Arguments:
+        blank: class of the blank; negative numbers count from the end.
+    """
+
+    def __init__(self, blank: int = -1, **options: Any) -> None:
+        super().__init__(**options)
+        self.blank = blank
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        """
+        Raises:
+            ValueError: no target stream, or labels that no path fits; names the sequence.
+        """
+        if self.target_key is None or self.target_key not in batch:
+            raise ValueError(f"alignment needs the true labels: target_key={self.target_key} is no stream of the data")
+        labels, label_lengths = batch[self.target_key], batch.lengths[self.target_key]
+        encoded = self.encode(model, batch)
+        found = ctc_align(_ctc(encoded), encoded.lengths, labels, label_lengths, self.blank, batch.seq_tags)
+        rows = zip(labels.tolist(), label_lengths.tolist(), found.scores.tolist(), found.label_times(), strict=True)
+        hyps = [[Hypothesis(row[:length], score, times)] for row, length, score, times in rows]
+        return {
+            "alignment": Output(found.classes, encoded.lengths),
+            "positions": Output(found.positions, encoded.lengths),
+            **pack(hyps),
+        }
+
+
 class CTCPrefix(SearchStep):
     """Time-synchronous CTC prefix search (see `CTCPrefixSearch`), with a language model and a lexicon.
 
@@ -200,6 +233,7 @@ class LabelSync(SearchStep):
         beam_size, num_best, max_labels_per_frame, max_labels, min_labels_per_frame, stop_after: as for
             `LabelSyncSearch`.
         length_normalization, length_exponent, label_reward: as for `LengthNormalization` (kind, exponent, reward).
+        coverage_scale, coverage_threshold: as for `DecoderScorer`.
         blank: class of the blank of the CTC output; negative numbers count from the end.
         with_times: align the hypotheses with the frames by the CTC output.
     """
@@ -217,6 +251,8 @@ class LabelSync(SearchStep):
         max_labels: int = 0,
         min_labels_per_frame: float = 0.0,
         stop_after: int | str | None = "beam",
+        coverage_scale: float = 0.0,
+        coverage_threshold: float = 0.5,
         blank: int = -1,
         with_times: bool = False,
         **options: Any,
@@ -227,6 +263,7 @@ class LabelSync(SearchStep):
         check_names(self.scales, known, "search scale", "scorer")
         check_names(self.language_models, self.scales, "language model", "search scale")
         self.blank, self.with_times = blank, with_times
+        self.coverage: dict[str, Any] = {"coverage_scale": coverage_scale, "coverage_threshold": coverage_threshold}
         self.search_options: dict[str, Any] = {
             "beam_size": beam_size,
             "num_best": num_best,
@@ -243,13 +280,18 @@ class LabelSync(SearchStep):
         scorers: dict[str, LabelScorer] = {}
         for name in self.scales:
             if name == "am":
-                scorers[name] = _acoustic_scorer(model, size, eos)
+                scorers[name] = self._acoustic_scorer(model, size, eos)
             elif name == "ctc":
                 scorers[name] = CTCPrefixScorer(size, eos, self.blank)
             else:
                 scorers[name] = self._language_scorer(name, size, eos)
         search = LabelSyncSearch(CombinedScorer(scorers, self.scales), bos=bos, eos=eos, **self.search_options)
         return (lambda encoded: add_times(search(encoded), encoded, self.blank)) if self.with_times else search
+
+    def _acoustic_scorer(self, model: Any, size: int, eos: int) -> LabelScorer:
+        if hasattr(model, "decoder"):
+            return DecoderScorer(model.decoder, size, **self.coverage)
+        return TransducerScorer(model, size, eos)
 
     def _language_scorer(self, name: str, size: int, eos: int) -> LabelScorer:
         if name not in self._language_scorers:
@@ -348,12 +390,6 @@ def _labels_of(model: Any) -> tuple[int, int, int]:
     raise ValueError(
         f"label-synchronous search needs a model with a decoder, or a transducer, not {type(model).__name__}"
     )
-
-
-def _acoustic_scorer(model: Any, size: int, eos: int) -> LabelScorer:
-    if hasattr(model, "decoder"):
-        return DecoderScorer(model.decoder, size)
-    return TransducerScorer(model, size, eos)
 
 
 def _language_model(conf: LanguageModelConf, names: list[str], end: int) -> tuple[LabelScorer, int, int]:

@@ -54,7 +54,9 @@ class Rows(NamedTuple):
 class StepScorer:
     """The LabelScorer methods over a module's `step`."""
 
-    max_score = 0.0
+    @property
+    def max_score(self) -> float:
+        return 0.0
 
     def __init__(self, module: Any, vocab_size: int | None) -> None:
         self.module = module
@@ -123,16 +125,56 @@ class DecoderScorer(StepScorer):
     Arguments:
         decoder: a `Decoder` (any module with `initial_state` and `step`).
         vocab_size: V.
+        coverage_scale: weight of the number of frames that have been attended to, against hypotheses that leave out or
+            repeat parts (Chorowski & Jaitly 2017, "Towards better decoding and language model integration in sequence
+            to sequence models", eq. 11). It is added to the scores as it grows.
+        coverage_threshold: sum of the attention weights from which on a frame counts.
+        attended_key: state tensor (N, T) with the sum of all attention weights so far.
     """
 
-    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocab_size: int,
+        coverage_scale: float = 0.0,
+        coverage_threshold: float = 0.5,
+        attended_key: str = "attended",
+    ) -> None:
         super().__init__(decoder, vocab_size)
+        self.coverage_scale, self.coverage_threshold = coverage_scale, coverage_threshold
+        self.attended_key = attended_key
+
+    @property
+    def max_score(self) -> float:
+        return 0.0 if self.coverage_scale == 0 else float("inf")
 
     @torch.no_grad()
     def initial_state(self, encoded: Encoded) -> Rows:
+        """
+        Raises:
+            ValueError: there is no encoder output, or a coverage scale and a decoder that does not sum up its
+                attention.
+        """
         if encoded.encoder is None:
             raise ValueError("a decoder scorer needs the encoder's output (Encoded.encoder), which is missing")
-        return self.start(self.module.initial_state(encoded.encoder, encoded.lengths), encoded.num_seqs)
+        state = self.module.initial_state(encoded.encoder, encoded.lengths)
+        if self.coverage_scale != 0 and self.attended_key not in state:
+            raise ValueError(
+                f"coverage needs the sum of the attention weights as state {self.attended_key!r}, "
+                f"and {type(self.module).__name__} has only {', '.join(state)}"
+            )
+        return self.start(state, encoded.num_seqs)
+
+    def step(self, labels: Tensor, state: Any) -> tuple[Tensor, Any]:
+        log_probs, new_state = self.module.step(labels, state)
+        if self.coverage_scale != 0:
+            growth = self._coverage(new_state) - self._coverage(state)
+            log_probs = log_probs + self.coverage_scale * growth[:, None]
+        return log_probs, new_state
+
+    def _coverage(self, state: Any) -> Tensor:
+        """Number of frames that have been attended to, (N,)."""
+        return (state[self.attended_key] > self.coverage_threshold).sum(1)
 
 
 class LanguageModelScorer(StepScorer):

@@ -267,6 +267,53 @@ def test_errors_teach(toy: SimpleNamespace) -> None:
         wrong.score(torch.zeros(1, 1, dtype=torch.long), state)
 
 
+def test_coverage_counts_attended_frames(toy: SimpleNamespace) -> None:
+    class AttentionSums(toy.Decoder):
+        """Also keeps the sum of its attention weights, sharpened so that frames get covered."""
+
+        def initial_state(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
+            state = super().initial_state(*args)
+            return {**state, "attended": state["mask"].float() * 0}
+
+        def step(self, labels: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+            log_probs, new_state = super().step(labels, state)
+            energy = torch.einsum("nd,ntd->nt", 9 * new_state["hidden"], state["keys"])
+            weights = energy.masked_fill(~state["mask"], -torch.inf).softmax(1)
+            return log_probs, {**new_state, "attended": state["attended"] + weights}
+
+    torch.manual_seed(1)
+    decoder = AttentionSums(V)
+    encoded = toy.encoded(2, 4, V)
+    scorer = DecoderScorer(decoder, V, coverage_scale=0.8, coverage_threshold=0.4)
+    found = LabelSyncSearch(
+        scorer,
+        bos=BOS,
+        eos=EOS,
+        beam_size=500,
+        num_best=6,
+        stop_after=None,
+        length_normalization=LengthNormalization("none"),
+    )(encoded)
+    covered = set()
+    for seq in range(2):
+        alone, total = toy.part(encoded, [seq]), {}
+        for labels in map(tuple, toy.all_label_sequences([1, 2, 3], int(alone.lengths[0]))):
+            score = toy.sequence_score(DecoderScorer(decoder, V), alone, [*labels, EOS], BOS)
+            with torch.no_grad():
+                state = decoder.initial_state(alone.encoder, alone.lengths)
+                for label in (BOS, *labels):
+                    _, state = decoder.step(torch.tensor([label]), state)
+            coverage = int((state["attended"] > 0.4).sum())
+            covered.add(coverage)
+            total[labels] = score + 0.8 * coverage
+        best = sorted(total, key=lambda labels: -total[labels])[:6]
+        assert [tuple(hyp.labels) for hyp in found[seq]] == best
+        assert [hyp.score for hyp in found[seq]] == pytest.approx([total[labels] for labels in best], abs=1e-5)
+    assert len(covered) > 1
+    with pytest.raises(ValueError, match="state 'attended', and ToyDecoder has only hidden, context, keys, mask"):
+        DecoderScorer(toy.Decoder(V), V, coverage_scale=0.1).initial_state(encoded)
+
+
 def test_decoder_that_shares_the_memory(toy: SimpleNamespace) -> None:
     """One row of keys per sequence, not per hypothesis, gives the same."""
 

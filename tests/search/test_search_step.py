@@ -121,6 +121,28 @@ def test_greedy_equals_beam_1_path_of_ctc(batch: Batch, models: SimpleNamespace)
     assert [hyps[0].times for hyps in beam] == [hyps[0].times for hyps in greedy]
 
 
+def test_alignment_of_the_reference(batch: Batch, models: SimpleNamespace) -> None:
+    step = search_step.CTCAlign(target_key="classes")
+    rows = {name: output.per_sequence() for name, output in step(models.attention, batch).items()}
+    for seq, labels in enumerate([[0, 1, 2], [1], [1, 1]]):
+        (hyp,) = unpack({name: arrays[seq] for name, arrays in rows.items()})
+        frames = int(batch.lengths["data"][seq] + 1) // 2
+        assert hyp.labels == labels
+        assert len(rows["alignment"][seq]) == len(rows["positions"][seq]) == frames
+        for index, (start, end) in enumerate(hyp.times):
+            assert (rows["alignment"][seq][start:end] == labels[index]).all()
+            assert (rows["positions"][seq][start:end] == index).all()
+    with pytest.raises(ValueError, match="target_key=None is no stream"):
+        search_step.CTCAlign()(models.attention, batch)
+    short = Batch(
+        {**batch.tensors, "data": batch["data"][:, :2]},
+        {**batch.lengths, "data": torch.tensor([2, 2, 2])},
+        ["x", "y", "z"],
+    )
+    with pytest.raises(ValueError, match="sequence x has 1 frames, but its labels need at least 3"):
+        step(models.attention, short)
+
+
 def test_lexicon_and_word_model(batch: Batch, models: SimpleNamespace, tmp_path: Path) -> None:
     lexicon = tmp_path / "words.txt"
     lexicon.write_text("AB a b\nBA b a\nA a\n")
