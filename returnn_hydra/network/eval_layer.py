@@ -1,0 +1,134 @@
+"""Expressions of the sources of a layer (`eval`), as strings or as functions of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from returnn_hydra.network.axis import BATCH, BEAM, Axis
+from returnn_hydra.network.call import LayerCall
+from returnn_hydra.network.expressions import evaluate_expression
+from returnn_hydra.network.named_tensor import NamedTensor, broadcast
+from returnn_hydra.network.tf_face.data import UserData
+from returnn_hydra.network.tf_face.namespace import SHORT_NAMES, tf_namespace
+from returnn_hydra.network.tf_face.network import UserLayer
+from returnn_hydra.network.tf_face.tensor import tf_tensor
+
+
+def evaluate_sources(call: LayerCall, expression: Any, local: Mapping[str, Any] | None) -> NamedTensor:
+    """The value of an expression in `source(i)`, as a tensor with the axes of the sources.
+
+    Functions see batch-major tensors whose axes are those of all sources together; beams and frames of loops are part
+    of the batch.
+
+    Args:
+        expression: text, or a function `(source, **kwargs)`.
+        local: more names that the text may use.
+    """
+    if not call.sources:
+        raise call.error("needs sources")
+    raws, template = broadcast(call.sources, call.scope.all_hidden)
+    layout = _Layout(template, call.scope.all_hidden)
+    prepared = [layout.to_user(raw) for raw in raws]
+
+    def source(
+        i: int, auto_convert: bool = True, enforce_batch_major: bool = False, as_data: bool = False
+    ) -> Tensor | UserData:
+        if not 0 <= i < len(prepared):
+            raise call.error(f"source({i}): there are {len(prepared)} sources")
+        if as_data:
+            return UserData(call.sources[i], call.scope.all_hidden)
+        if auto_convert or enforce_batch_major:
+            return tf_tensor(prepared[i])
+        return tf_tensor(call.sources[i].batch_major().raw)
+
+    if callable(expression):
+        value = expression(source, self=UserLayer(call), network=UserLayer(call).network)
+    else:
+        names: dict[str, Any] = {**SHORT_NAMES, "tf": tf_namespace(), "source": source, "self": UserLayer(call)}
+        names.update({"network": names["self"].network, **(local or {})})
+        value = evaluate_expression(str(expression), names, call.path)
+    return _result(call, layout, value)
+
+
+class _Layout:
+    """How user code sees tensors: (batch with beams and frames of loops, other axes in their order)."""
+
+    def __init__(self, template: NamedTensor, hidden: frozenset[Axis]) -> None:
+        self.template = template
+        self.first = [a for a in template.axes if a.kind in (BATCH, BEAM) or a in hidden]
+        self.first.sort(key=lambda a: (a.kind != BATCH, a.kind != BEAM))
+        self.rest = [axis for axis in template.axes if axis not in self.first]
+
+    def to_user(self, raw: Tensor) -> Tensor:
+        order = [self.template.index(axis) for axis in (*self.first, *self.rest)]
+        raw = raw.permute(order)
+        if len(self.first) > 1:
+            lead = raw.expand(*[axis.size for axis in self.first], *raw.shape[len(self.first) :])
+            raw = lead.flatten(0, len(self.first) - 1)
+        return raw
+
+    def from_user(self, raw: Tensor, rest: list[Axis]) -> tuple[Tensor, list[Axis]]:
+        if len(self.first) > 1 and raw.dim() == len(rest) + 1 and raw.shape[0] != 1:
+            raw = raw.unflatten(0, [axis.size for axis in self.first])
+            return raw, [*self.first, *rest]
+        if len(self.first) > 1 and raw.dim() == len(rest) + 1:
+            raw = raw.reshape(*[1] * len(self.first), *raw.shape[1:])
+            return raw, [*self.first, *rest]
+        return raw, [*self.first[: raw.dim() - len(rest)], *rest]
+
+
+def _result(call: LayerCall, layout: _Layout, value: Any) -> NamedTensor:
+    """A tensor from user code: its axes are those of the template, or fewer, or with another feature size."""
+    if isinstance(value, UserData):
+        return value.named
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, device=call.device)
+    raw = value.as_subclass(Tensor)
+    template = layout.template
+    rest = list(layout.rest)
+    lead = 1 if layout.first else 0
+    if raw.dim() == len(rest) + lead - 1 and template.feature in rest:
+        rest.remove(template.feature)  # reduced over the features
+    if raw.dim() == 0:
+        raw, rest = raw.reshape([1] * (len(rest) + lead)), rest
+    if raw.dim() != len(rest) + lead:
+        raise call.error(f"the expression gave shape {tuple(raw.shape)}, expected the axes {[*layout.first, *rest]}")
+    changed = [_fitting(call, axis, raw.shape[i + lead], template) for i, axis in enumerate(rest)]
+    raw, axes = layout.from_user(raw, changed)
+    raw = raw.expand([axis.size for axis in axes])
+    feature = next((new for old, new in zip(rest, changed, strict=True) if old is template.feature), None)
+    integer = not raw.is_floating_point() and raw.dtype != torch.bool
+    result = NamedTensor(
+        raw,
+        tuple(axes),
+        feature=feature,
+        time=template.time if template.time in axes else None,
+        sparse_dim=template.sparse_dim if integer and feature is None else None,
+        vocab=template.vocab if integer and feature is None else None,
+    )
+    return _declared(call, result)
+
+
+def _fitting(call: LayerCall, axis: Axis, size: int, template: NamedTensor) -> Axis:
+    if size in (axis.size, 1) and not (size == 1 and axis is template.feature):
+        return axis
+    if axis is template.feature:
+        return axis if size == axis.size else call.new_feature(size)
+    if axis.is_dynamic:
+        raise call.error(f"the expression changed the axis {axis} to size {size}")
+    return Axis(f"{call.name}:eval", size)
+
+
+def _declared(call: LayerCall, result: NamedTensor) -> NamedTensor:
+    """`out_type` may say that the values are class indices, and which type they have."""
+    out_type = call.options.get("out_type")
+    if not isinstance(out_type, Mapping):
+        return result
+    if out_type.get("sparse") or out_type.get("sparse_dim") is not None:
+        size = out_type.get("dim") or getattr(out_type.get("sparse_dim"), "dimension", None)
+        return result.like(result.raw, sparse_dim=size, feature=None)
+    return result

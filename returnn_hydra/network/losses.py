@@ -1,0 +1,545 @@
+"""The losses of a network dict (`loss`, `loss_opts`), each a sum over frames or sequences.
+
+Legend: B batch, T time, F classes, N frames of all sequences, flattened.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from returnn_hydra.batch import Loss
+from returnn_hydra.network.activations import safe_log
+from returnn_hydra.network.axis import BATCH, Axis
+from returnn_hydra.network.ctc import ctc_decode, ctc_neg_log_prob, ctc_viterbi_neg_log_prob
+from returnn_hydra.network.errors import NetworkError, nearest
+from returnn_hydra.network.named_tensor import NamedTensor, unify
+from returnn_hydra.nn.labels import edit_distances
+
+if TYPE_CHECKING:
+    from returnn_hydra.network.call import LayerCall
+
+COMMON = ("scale", "use_normalized_loss", "custom_norm_factor", "custom_inv_norm_factor", "use_flatten_frames", "base_network")
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """What a loss is computed from.
+
+    Attributes:
+        call: the layer.
+        output: its output.
+        target: the reference, if the loss has one.
+    """
+
+    call: LayerCall
+    output: NamedTensor
+    target: NamedTensor | None
+
+    @property
+    def reference(self) -> NamedTensor:
+        if self.target is None:
+            raise self.call.error("the loss needs a 'target'")
+        return self.target
+
+    def time_axis(self) -> Axis | None:
+        return self.call.finder.time(self.output)
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """Sums: what is optimised, and the error that is only reported; None if there is none."""
+
+    value: Tensor | None
+    error: Tensor | None = None
+
+
+LossFunction = Callable[..., LossValue]
+_LOSSES: dict[str, LossFunction] = {}
+
+
+def register_loss(name: str) -> Callable[[LossFunction], LossFunction]:
+    """Decorator: make a function `(LossInput, **loss_opts) -> LossValue` available as `"loss": name`."""
+
+    def decorate(function: LossFunction) -> LossFunction:
+        _LOSSES[name] = function
+        return function
+
+    return decorate
+
+
+def compute_loss(call: LayerCall, output: NamedTensor, name: Any, options: dict[str, Any]) -> LossValue:
+    """Value and error of a named loss.
+
+    Raises:
+        NetworkError: unknown loss or option.
+    """
+    if not isinstance(name, str) or name not in _LOSSES:
+        raise call.error(f"loss {name!r} is not supported{nearest(name, _LOSSES)}")
+    function = _LOSSES[name]
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise call.error(f"loss {name!r} has no option {option!r}{nearest(option, (*known, *COMMON))}")
+    target = None
+    if name not in ("as_is", "search_score", "via_layer"):
+        target = call.scope.target(call.default_target())
+    return function(LossInput(call, output, target), **options)
+
+
+def report_loss(call: LayerCall, output: NamedTensor) -> None:
+    """Compute the loss of a layer and hand it to the run, as sum and count."""
+    options = dict(call.options.get("loss_opts") or {})
+    common = {key: options.pop(key) for key in COMMON if key in options}
+    if call.run.building:
+        call.n_out  # noqa: B018  (the target must be known)
+        return
+    name = call.options["loss"]
+    result = compute_loss(call, output, name, options)
+    count = loss_count(call, output, common)
+    scale = float(call.options.get("loss_scale", common.get("scale", 1.0)))
+    if result.value is not None:
+        scale_by = 1.0 / max(float(count), 1.0) if common.get("use_normalized_loss") else 1.0
+        call.run.losses[call.path] = Loss(result.value, count, scale * scale_by)
+    if result.error is not None:
+        call.run.errors[call.path] = Loss(result.error.detach(), count, as_error=True)
+
+
+def loss_count(call: LayerCall, output: NamedTensor, common: dict[str, Any]) -> float:
+    """What the reported score is divided by: frames of the target, else of the output, else sequences."""
+    factor = common.get("custom_norm_factor")
+    if isinstance(factor, (int, float)):
+        return 1.0 / factor
+    inverse = common.get("custom_inv_norm_factor")
+    if isinstance(inverse, str):
+        return float(call.layer(inverse).raw.sum())
+    if factor is not None or inverse is not None:
+        raise call.error(f"loss_opts: custom norm factor {factor or inverse!r} is neither a number nor a layer")
+    candidates = [output]
+    if call.options.get("target"):
+        candidates.insert(0, call.scope.target(call.default_target()))
+    for tensor in candidates:
+        time = call.finder.time(tensor)
+        if time is None and call.loop_axis in tensor.axes:
+            time = call.loop_axis
+        if time is not None and time.lengths is not None:
+            return float(time.lengths.sum())
+    batch = output.batch_axis
+    return float(batch.size if batch is not None else 1)
+
+
+# --- alignment of output and target
+
+
+def _weights(tensor: NamedTensor, axes: Sequence[Axis]) -> Tensor:
+    """1 at real positions of these axes, 0 at padding."""
+    ones = NamedTensor(torch.ones([a.size for a in axes], device=tensor.raw.device), tuple(axes))
+    dynamic = [axis for axis in axes if axis.is_dynamic and all(over in axes for over in axis.over)]
+    return ones.masked(dynamic, 0.0)
+
+
+def sum_frames(values: NamedTensor) -> Tensor:
+    """Sum over all real positions."""
+    return torch.where(_weights(values, values.axes) > 0, values.raw.float(), 0.0).sum()
+
+
+def _paired(data: LossInput) -> tuple[NamedTensor, NamedTensor]:
+    """Output and target with the same axes.
+
+    Raises:
+        NetworkError: their lengths differ.
+    """
+    output, target = data.output, data.reference
+    features = [t.feature for t in (output, target)]
+    if features[0] is not None and features[1] is not None and features[0].size != features[1].size:
+        raise data.call.error(f"output of dimension {features[0].size}, but target of dimension {features[1].size}")
+    one, two = unify([output, target])
+    allowed = {*one.axes} | ({two.feature} if two.feature is not None else set())
+    extra = [axis for axis in two.axes if axis not in allowed]
+    if extra:
+        raise data.call.error(
+            f"output and target have different lengths: output {list(output.axes)}, target {list(target.axes)}"
+        )
+    return one, two
+
+
+def _frame_error(output: NamedTensor, target: NamedTensor) -> Tensor:
+    """Frames where the best class is not the reference."""
+    assert output.feature is not None
+    best = output.raw.argmax(output.index(output.feature))
+    rest = [axis for axis in output.axes if axis is not output.feature]
+    reference = target
+    if target.feature is not None:
+        axes = [axis for axis in target.axes if axis is not target.feature]
+        reference = NamedTensor(target.raw.argmax(target.index(target.feature)), tuple(axes))
+    wrong = best != reference.to_axes(rest)
+    return sum_frames(NamedTensor(wrong, tuple(rest)))
+
+
+def _log_probs(output: NamedTensor) -> tuple[NamedTensor | None, NamedTensor]:
+    """Logits where a softmax made the output, else None; and the output."""
+    before = output.before_activation
+    if before is not None and before[0] == "softmax" and before[1].axes == output.axes:
+        return before[1], output
+    return None, output
+
+
+@register_loss("ce")
+def cross_entropy(
+    data: LossInput,
+    *,
+    focal_loss_factor: float = 0.0,
+    label_smoothing: float = 0.0,
+    label_smoothing_gaussian: bool = False,
+    debug_dump: bool = False,
+    safe_log_opts: dict[str, Any] | None = None,
+    use_fused: bool = True,
+    fake_upper_bound: float | None = None,
+    input_type: str = "prob",
+) -> LossValue:
+    """-log p(target); a dense target is a distribution."""
+    del debug_dump, use_fused
+    output, target = _paired(data)
+    if output.feature is None:
+        raise data.call.error("loss 'ce' needs an output with a feature axis")
+    before = replace(data.output).before_activation
+    is_softmax = before is not None and before[0] == "softmax"
+    logits = output if input_type == "logits" else None
+    if is_softmax and input_type == "prob":
+        assert before is not None
+        logits = unify([before[1], data.reference])[0]
+    rest = [axis for axis in output.axes if axis is not output.feature]
+    eps = (safe_log_opts or {}).get("eps", 1e-20)
+    log_p = _class_log_probs(output, logits, rest, eps)  # (*rest, F)
+    if target.feature is not None:
+        value = -(target.expanded([*rest, target.feature]) * log_p).sum(-1)
+    else:
+        labels = target.expanded(rest).long().clamp(min=0, max=log_p.shape[-1] - 1)
+        picked = log_p.gather(-1, labels[..., None]).squeeze(-1)
+        value = -picked
+        if label_smoothing:
+            value = _smoothed(log_p, labels, label_smoothing, label_smoothing_gaussian)
+        if focal_loss_factor:
+            value = value * (1.0 - picked.exp()) ** focal_loss_factor
+    if fake_upper_bound is not None:
+        value = value + (value.clamp(max=fake_upper_bound) - value).detach()
+    total = sum_frames(NamedTensor(value, tuple(rest)))
+    return LossValue(total, _frame_error(output, target))
+
+
+def _class_log_probs(output: NamedTensor, logits: NamedTensor | None, rest: list[Axis], eps: float) -> Tensor:
+    assert output.feature is not None
+    if logits is not None and logits.feature is not None:
+        return torch.log_softmax(logits.expanded([*rest, logits.feature]), -1)
+    return safe_log(output.expanded([*rest, output.feature]), eps)
+
+
+def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float, gaussian: bool) -> Tensor:
+    """Cross entropy to the smoothed target, minus that target's entropy (so that the optimum is 0)."""
+    size = log_p.shape[-1]
+    confidence = 1.0 - smoothing
+    low = smoothing / (size - 1)
+    constant = -(confidence * math.log(confidence) + (size - 1) * low * math.log(low + 1e-20))
+    if gaussian:
+        classes = torch.arange(size, device=log_p.device, dtype=log_p.dtype)
+        distance = (classes - labels[..., None]) / confidence
+        soft = torch.exp(-0.5 * distance.square()) / (confidence * math.sqrt(2 * math.pi))
+        return -(soft * log_p).sum(-1) - constant
+    picked = log_p.gather(-1, labels[..., None]).squeeze(-1)
+    return -(confidence * picked + low * (log_p.sum(-1) - picked)) - constant
+
+
+@register_loss("mse")
+def mean_squared_error(data: LossInput) -> LossValue:
+    """Mean over the features of (output - target)^2; class indices become one-hot."""
+    output, target = _paired(data)
+    return _distance(data, output, target, lambda x, y: (x - y).square())
+
+
+@register_loss("mean_l1")
+def mean_l1(data: LossInput) -> LossValue:
+    """Mean over the features of |output - target|."""
+    output, target = _paired(data)
+    return _distance(data, output, target, lambda x, y: (x - y).abs())
+
+
+@register_loss("l1")
+def sum_l1(data: LossInput) -> LossValue:
+    """Sum over the features of |output - target|."""
+    output, target = _paired(data)
+    return _distance(data, output, target, lambda x, y: (x - y).abs(), mean=False)
+
+
+def _distance(
+    data: LossInput,
+    output: NamedTensor,
+    target: NamedTensor,
+    function: Callable[[Tensor, Tensor], Tensor],
+    mean: bool = True,
+) -> LossValue:
+    if output.feature is None:
+        values = function(output.raw, target.expanded(output.axes).to(output.raw.dtype))
+        return LossValue(sum_frames(NamedTensor(values, output.axes)))
+    rest = [axis for axis in output.axes if axis is not output.feature]
+    if target.feature is None:
+        dense = F.one_hot(target.expanded(rest).long(), output.feature.size).to(output.raw.dtype)
+    else:
+        dense = target.expanded([*rest, target.feature])
+    values = function(output.expanded([*rest, output.feature]), dense)
+    values = values.mean(-1) if mean else values.sum(-1)
+    return LossValue(sum_frames(NamedTensor(values, tuple(rest))), _frame_error(output, target))
+
+
+@register_loss("bin_ce")
+def binary_cross_entropy(data: LossInput, *, pos_weight: float | None = None) -> LossValue:
+    """Sigmoid cross entropy from logits, mean over the features."""
+    output, target = _paired(data)
+    weight = None if pos_weight is None else torch.tensor(pos_weight, device=output.raw.device)
+    reference = target.expanded(output.axes).to(output.raw.dtype)
+    values = F.binary_cross_entropy_with_logits(output.raw, reference, reduction="none", pos_weight=weight)
+    total = sum_frames(NamedTensor(values, output.axes))
+    if output.feature is None:
+        return LossValue(total)
+    wrong = (output.raw > 0) != (reference > 0.5)  # per feature, of the logits
+    error = sum_frames(NamedTensor(wrong, output.axes))
+    return LossValue(total / output.feature.size, error / output.feature.size)
+
+
+@register_loss("as_is")
+def as_is(data: LossInput, *, as_error: bool = False) -> LossValue:
+    """The sum of the output itself."""
+    total = sum_frames(data.output)
+    return LossValue(None, total) if as_error else LossValue(total)
+
+
+@register_loss("ctc")
+def ctc(
+    data: LossInput,
+    *,
+    target_collapse_repeated: bool = False,
+    auto_clip_target_len: bool = False,
+    output_in_log_space: bool = False,
+    beam_width: int = 100,
+    ctc_opts: dict[str, Any] | None = None,
+    use_native: bool = False,
+    use_viterbi: bool = False,
+    focal_loss_factor: float = 0.0,
+) -> LossValue:
+    """-log p(target | output) summed over alignments; blank is the last class. No possible alignment: 0.
+
+    The error is the edit distance of the decoded sequence: greedy in training, by beam search otherwise.
+    """
+    del use_native
+    if focal_loss_factor:
+        raise data.call.error("loss 'ctc': option 'focal_loss_factor' is not supported; nearest: loss 'ce'")
+    known = {"ignore_longer_outputs_than_inputs", "logits_normalize", "preprocess_collapse_repeated", "ctc_merge_repeated"}
+    for option, value in (ctc_opts or {}).items():
+        if option not in known or (option == "ctc_merge_repeated" and not value):
+            raise data.call.error(f"loss 'ctc': ctc_opts {option} = {value!r} is not supported{nearest(option, known)}")
+    target_collapse_repeated |= bool((ctc_opts or {}).get("preprocess_collapse_repeated"))
+    logits = _ctc_logits(data, output_in_log_space)  # (B, T, F)
+    time = data.call.time(data.output)
+    target = data.reference
+    label_axis = data.call.finder.time(target)
+    batch = target.batch_axis
+    if target.sparse_dim is None or label_axis is None or batch is None or time.lengths is None:
+        raise data.call.error("loss 'ctc' needs a target of class indices with a time axis")
+    if logits.shape[-1] != target.sparse_dim + 1:
+        raise data.call.error(
+            f"loss 'ctc' needs one output more than the target has classes (the blank): {target.sparse_dim + 1}, "
+            f"not {logits.shape[-1]}"
+        )
+    labels = target.ordered([batch, label_axis]).raw.long()
+    lengths, label_lengths = time.lengths, label_axis.lengths
+    assert label_lengths is not None
+    if target_collapse_repeated:
+        labels, label_lengths = _collapse_repeated(labels, label_lengths)
+    if auto_clip_target_len:
+        label_lengths = torch.minimum(label_lengths, (lengths - 1).clamp(min=0))
+    log_probs = torch.log_softmax(logits, -1)
+    function = ctc_viterbi_neg_log_prob if use_viterbi else ctc_neg_log_prob
+    value = function(log_probs, lengths, labels, label_lengths).sum()
+    width = 1 if data.call.train else beam_width
+    decoded = ctc_decode(log_probs.detach(), lengths, width)
+    return LossValue(value, _distances(decoded, _sequences(labels, label_lengths), logits.device).sum())
+
+
+def _ctc_logits(data: LossInput, in_log_space: bool) -> Tensor:
+    output = data.output
+    before = output.before_activation
+    scores = output
+    convert = safe_log
+    if in_log_space:
+        convert = lambda x: x  # noqa: E731
+    elif before is not None and before[0] in ("softmax", "exp"):
+        scores, convert = before[1], lambda x: x
+    batch, feature = scores.batch_axis, scores.feature
+    if batch is None or feature is None:
+        raise data.call.error("loss 'ctc' needs an output with batch, time and feature axis")
+    return convert(scores.ordered([batch, data.call.time(scores), feature]).raw)
+
+
+def _sequences(labels: Tensor, lengths: Tensor) -> list[list[int]]:
+    return [row[:length] for row, length in zip(labels.tolist(), lengths.tolist(), strict=True)]
+
+
+def _collapse_repeated(labels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    rows = [
+        [label for i, label in enumerate(row) if i == 0 or label != row[i - 1]] for row in _sequences(labels, lengths)
+    ]
+    new_lengths = torch.tensor([len(row) for row in rows])
+    padded = [row + [0] * (labels.shape[1] - len(row)) for row in rows]
+    return torch.tensor(padded, device=labels.device, dtype=labels.dtype).reshape(labels.shape), new_lengths
+
+
+@register_loss("edit_distance")
+def edit_distance_loss(
+    data: LossInput,
+    *,
+    label_map: dict[int, int] | None = None,
+    ctc_decode: bool = False,
+    output_in_log_space: bool = False,
+    debug_print: bool = False,
+) -> LossValue:
+    """Only an error: Levenshtein distance between output and target (in a beam: of every hypothesis)."""
+    del debug_print
+    distances = sequence_distances(data, label_map, ctc_decode, output_in_log_space)
+    return LossValue(None, distances.sum())
+
+
+def sequence_distances(
+    data: LossInput, label_map: dict[int, int] | None, decode: bool, output_in_log_space: bool
+) -> Tensor:
+    """Edit distance of every sequence: (B,) or (B, beam)."""
+    target = data.reference
+    label_axis = data.call.finder.time(target)
+    if label_axis is None or target.batch_axis is None or label_axis.lengths is None:
+        raise data.call.error("edit distance needs a target with a time axis")
+    labels = target.ordered([target.batch_axis, label_axis]).raw
+    reference = _mapped(_sequences(labels, label_axis.lengths), label_map)
+    if decode:
+        from returnn_hydra.network.ctc import ctc_decode as decode_ctc  # noqa: PLC0415  (the option has its name)
+
+        logits = _ctc_logits(data, output_in_log_space)
+        lengths = data.call.time(data.output).lengths
+        assert lengths is not None
+        hypotheses = decode_ctc(torch.log_softmax(logits, -1).detach(), lengths, 100)
+        return _distances(_mapped(hypotheses, label_map), reference, logits.device)
+    output = data.output
+    if output.feature is not None:
+        raise data.call.error("edit distance needs an output of class indices; or set ctc_decode")
+    time = data.call.time(output)
+    others = [axis for axis in output.axes if axis is not time]
+    others.sort(key=lambda axis: axis.kind != BATCH)
+    raw = output.expanded([*others, time])
+    assert time.lengths is not None
+    lengths = NamedTensor(time.lengths, time.over).expanded(others)
+    rows = _mapped(_sequences(raw.reshape(-1, time.size), lengths.reshape(-1)), label_map)
+    repeated = [row for row in reference for _ in range(len(rows) // max(len(reference), 1))]
+    return _distances(rows, repeated, raw.device).reshape(raw.shape[:-1])
+
+
+def _distances(rows: list[list[int]], references: list[list[int]], device: torch.device) -> Tensor:
+    """Edit distance of each pair of label sequences."""
+    return edit_distances(*_padded(rows), *_padded(references)).float().to(device)
+
+
+def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    longest = max((len(row) for row in rows), default=0)
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long)
+    return padded.reshape(len(rows), longest), torch.tensor([len(row) for row in rows])
+
+
+def _mapped(rows: list[list[int]], label_map: dict[int, int] | None) -> list[list[int]]:
+    return rows if not label_map else [[label_map.get(label, label) for label in row] for row in rows]
+
+
+@register_loss("search_score")
+def search_score(data: LossInput) -> LossValue:
+    """Minus the scores of all hypotheses."""
+    beam = data.output.beam_axis
+    choice: Any = beam.choice if beam is not None else None
+    if choice is None:
+        raise data.call.error("loss 'search_score' needs a layer that searched (class 'choice')")
+    return LossValue(-choice.final_scores.raw.sum())
+
+
+@register_loss("expected_loss")
+def expected_loss(
+    data: LossInput,
+    *,
+    loss: dict[str, Any],
+    loss_kind: str,
+    norm_scores: bool = True,
+    norm_scores_stop_gradient: bool = True,
+    divide_beam_size: bool = True,
+    subtract_average_loss: bool = True,
+    loss_correction_grad_only: bool = False,
+) -> LossValue:
+    """Minimum risk: the loss of every hypothesis, weighted by its probability."""
+    beam = data.output.beam_axis
+    choice: Any = beam.choice if beam is not None else None
+    if choice is None or beam is None:
+        raise data.call.error("loss 'expected_loss' needs a layer that searched (class 'choice')")
+    if loss.get("class") != "edit_distance" or loss_kind != "error":
+        raise data.call.error("expected_loss: only loss_kind 'error' of {'class': 'edit_distance'} is supported")
+    inner = {key: value for key, value in loss.items() if key != "class"}
+    risks = sequence_distances(
+        data, inner.get("label_map"), bool(inner.get("ctc_decode")), bool(inner.get("output_in_log_space"))
+    )
+    scores = choice.final_scores.raw  # (B, beam)
+    corrected = risks
+    if norm_scores:
+        shift = torch.logsumexp(scores, 1, keepdim=True)
+        weights = torch.exp(scores - (shift.detach() if norm_scores_stop_gradient else shift))
+    else:
+        weights = torch.exp(scores)
+    if subtract_average_loss:
+        corrected = risks - risks.mean(1, keepdim=True)
+    weighted = (corrected * weights).sum(1)
+    if loss_correction_grad_only and subtract_average_loss:
+        weighted = weighted + ((risks - corrected) * weights).sum(1).detach()
+    if divide_beam_size:
+        weighted = weighted / beam.size
+    return LossValue(weighted.sum())
+
+
+@register_loss("via_layer")
+def via_layer(
+    data: LossInput,
+    *,
+    error_signal_layer: str | None = None,
+    align_layer: str | None = None,
+    loss_wrt_to_act_in: bool | str = False,
+) -> LossValue:
+    """The gradient that another layer computed (or output - alignment), and that layer's loss as the value."""
+    name = error_signal_layer or align_layer
+    if name is None or (error_signal_layer and align_layer):
+        raise data.call.error("loss 'via_layer' needs one of error_signal_layer and align_layer")
+    other = data.call.layer(name)
+    other, output = unify([other, data.output])
+    signal = other.expanded(output.axes) if error_signal_layer else output.raw - other.expanded(output.axes)
+    signal = NamedTensor(signal, output.axes).masked(output.axes, 0.0).detach()
+    wrt = output.raw
+    if loss_wrt_to_act_in:
+        before = data.output.before_activation
+        if before is None or (isinstance(loss_wrt_to_act_in, str) and before[0] != loss_wrt_to_act_in):
+            raise data.call.error(f"loss_wrt_to_act_in = {loss_wrt_to_act_in!r}, but the activation is {before and before[0]!r}")
+        wrt = before[1].ordered(data.output.axes).raw
+    value = other.parts["output_loss"].raw.sum() if other.parts and "output_loss" in other.parts else None
+    carrier = (wrt * signal).sum()  # its gradient with respect to `wrt` is the signal
+    return LossValue(carrier - carrier.detach() + (value.detach() if value is not None else 0.0))
+
+
+def loss_names() -> list[str]:
+    return sorted(_LOSSES)
+
+
+__all__ = ["LossInput", "LossValue", "NetworkError", "compute_loss", "loss_names", "register_loss", "report_loss"]

@@ -1,0 +1,176 @@
+"""What `prev:layer` is in the first frame of a loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from returnn_hydra.network.axis import feature_axis
+from returnn_hydra.network.call import LayerCall
+from returnn_hydra.network.errors import NetworkError
+from returnn_hydra.network.named_tensor import NamedTensor
+from returnn_hydra.network.net import LayerSpec
+from returnn_hydra.network.rec.step import Frame, StepScope
+from returnn_hydra.network.scope import Scope
+
+if TYPE_CHECKING:
+    from returnn_hydra.network.rec.scope import RecScope
+
+NAMED = {"zeros": 0.0, "ones": 1.0}
+
+
+class InitialValues:
+    """Initial outputs, and the shapes they need, which come from computing the first frame on trial."""
+
+    def __init__(self, rec: RecScope) -> None:
+        self.rec = rec
+        self._values: dict[str, NamedTensor] = {}
+        self._trial: TrialScope | None = None
+        self._templates: dict[str, NamedTensor] = {}
+
+    def of(self, scope: Scope, name: str) -> NamedTensor:
+        """The initial output of a layer of the loop (or of a network inside of it)."""
+        spec = scope.net.spec(name)
+        if spec.path not in self._values:
+            self._values[spec.path] = self._make(scope, spec)
+        return self._values[spec.path]
+
+    def _make(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
+        option = spec.options.get("initial_output")
+        if isinstance(option, str) and option not in (*NAMED, "var", "apply(0)"):
+            return scope.get(option)
+        like = self.template(scope, spec.name)
+        if option is None and (like.sparse_dim is not None or spec.known.name == "choice"):
+            raise NetworkError(f"{spec.path}: prev:{spec.name} is a class index; its 'initial_output' must be given")
+        if option == "apply(0)":
+            return self._apply_zero(scope, spec, like)
+        if option == "var":
+            call = LayerCall(scope, spec)
+            size = call.feature(like).size
+            value = call.param("initial_output", (size,), 0.0)
+            return NamedTensor(value, (call.feature(like),), feature=like.feature)
+        number = NAMED.get(option, option) if option is not None else 0.0
+        if not isinstance(number, (int, float)):
+            raise NetworkError(f"{spec.path}: initial_output = {option!r} is neither a number, a layer, nor {list(NAMED)}")
+        value = like.like(torch.full_like(like.raw, number))
+        return value.like(value.raw, state=self._state(scope, spec, like))
+
+    def _apply_zero(self, scope: Scope, spec: LayerSpec, like: NamedTensor) -> NamedTensor:
+        """The layer computed on zero input."""
+        call = LayerCall(scope, spec)
+        zeros = []
+        for source in spec.sources:
+            base = self.template(scope, source) if source in scope.net else self.trial().get(source)
+            zeros.append(base.like(torch.zeros_like(base.raw)))
+        call.__dict__["sources"] = zeros
+        from returnn_hydra.network.options import layer_options  # noqa: PLC0415
+
+        result = spec.known.function(call, **layer_options(spec.options, spec.known))
+        assert isinstance(result, NamedTensor)
+        return result
+
+    def _state(self, scope: Scope, spec: LayerSpec, like: NamedTensor) -> dict[str, NamedTensor] | None:
+        """Hidden state before the first frame, of layers with a unit."""
+        unit = spec.options.get("unit")
+        if spec.known.name not in ("rnn_cell", "rec") or not isinstance(unit, str):
+            return None
+        from returnn_hydra.network.layers.recurrent import given_state  # noqa: PLC0415
+        from returnn_hydra.network.rec.units import state_keys  # noqa: PLC0415
+
+        class Keys:
+            pass
+
+        keys = Keys()
+        keys.state_keys = state_keys(unit)  # type: ignore[attr-defined]
+        feature = like.feature
+        assert feature is not None
+        batch = like.batch_axis or self.rec.run.batch
+        zeros = torch.zeros(batch.size, feature.size, device=self.rec.run.device)
+        call = LayerCall(scope, spec)
+        given: Any = given_state(call, keys, spec.options.get("initial_state"), (batch,), feature.size, zeros)  # type: ignore[arg-type]
+        parts = given or {key: zeros for key in state_keys(unit)}
+        return {key: NamedTensor(raw, (batch, feature), feature=feature) for key, raw in parts.items()}
+
+    def template(self, scope: Scope, name: str) -> NamedTensor:
+        """A tensor with the shape of a layer's frame."""
+        spec = scope.net.spec(name)
+        if spec.path not in self._templates:
+            self._templates[spec.path] = self._make_template(scope, spec)
+        return self._templates[spec.path]
+
+    def _make_template(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
+        batch, device = self.rec.run.batch, self.rec.run.device
+        if spec.known.name == "choice" and spec.options.get("input_type") != "regression":
+            dim, vocab = scope.target_spec(LayerCall(scope, spec).default_target())
+            zeros = torch.zeros(batch.size, dtype=torch.int32, device=device)
+            return NamedTensor(zeros, (batch,), sparse_dim=dim, vocab=vocab)
+        if spec.known.name == "rnn_cell":
+            call = LayerCall(scope, spec)
+            feature = call.new_feature(call.need_n_out())
+            return NamedTensor(torch.zeros(batch.size, feature.size, device=device), (batch, feature), feature=feature)
+        if scope is not self.rec and not isinstance(scope, StepScope):
+            return self.fallback(scope, spec)
+        found = self.trial().get(spec.name)
+        return found.like(found.raw.detach())
+
+    def trial(self) -> TrialScope:
+        if self._trial is None:
+            self._trial = TrialScope(self)
+        return self._trial
+
+    def fallback(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
+        """Zeros with only a feature axis, for a layer whose shape depends on itself."""
+        size = self._feature_size(scope, spec, set())
+        if size is None:
+            raise NetworkError(
+                f"{spec.path}: its shape depends on its own previous frame; give 'n_out' or 'out_type', or 'initial_output'"
+            )
+        call = LayerCall(scope, spec)
+        feature = call.new_feature(size) if size else feature_axis("none", 0)
+        return NamedTensor(torch.zeros(size, device=self.rec.run.device), (feature,), feature=feature)
+
+    def _feature_size(self, scope: Scope, spec: LayerSpec, seen: set[str]) -> int | None:
+        call = LayerCall(scope, spec)
+        if spec.known.name != "choice" and call.n_out is not None:
+            return call.n_out
+        if spec.path in seen:
+            return None
+        seen.add(spec.path)
+        sizes = []
+        for source in spec.sources:
+            name = str(source).removeprefix("prev:")
+            if name in scope.net:
+                sizes.append(self._feature_size(scope, scope.net.spec(name), seen))
+            elif not str(source).startswith("prev:"):
+                sizes.append(scope.get(source).dim)
+        known = [size for size in sizes if size]
+        if not known:
+            return None
+        return sum(known) if spec.known.concat and len(sizes) == len(known) else max(known)
+
+
+class TrialScope(StepScope):
+    """The first frame, computed only for the shapes; what depends on itself is replaced by zeros."""
+
+    def __init__(self, initials: InitialValues) -> None:
+        super().__init__(initials.rec, 0, None)
+        self.initials = initials
+
+    def layer(self, name: str) -> NamedTensor:
+        if name in self._active and name in self.rec.plan.loop:
+            return self.initials.fallback(self, self.net.spec(name))
+        if self.net.spec(name).known.name == "choice":
+            return self.initials.template(self, name)
+        return super().layer(name)
+
+    def previous_of(self, scope: Scope, name: str) -> NamedTensor:
+        if name in self._active and name in self.net and name in self.rec.plan.loop:
+            spec = self.net.spec(name)
+            if spec.known.name not in ("choice", "rnn_cell"):
+                return self.initials.fallback(self, spec)
+        return super().previous_of(scope, name)
+
+    def record(self, ended: NamedTensor | None, lengths: NamedTensor | None) -> Frame:
+        raise AssertionError("a trial is no frame")
+

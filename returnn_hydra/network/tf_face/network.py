@@ -1,0 +1,124 @@
+"""RETURNN's `self` and `network` as functions of configs see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from returnn_hydra.network.errors import NetworkError, nearest
+from returnn_hydra.network.expressions import Facade
+from returnn_hydra.network.tf_face.data import UserData
+from returnn_hydra.network.tf_face.tensor import tf_tensor
+
+if TYPE_CHECKING:
+    from returnn_hydra.network.call import LayerCall
+
+
+class UserConfig(Facade):
+    """`network.get_config()`: what the config defines."""
+
+    expression_attributes = frozenset("typed_value typed_dict float int bool value has".split())
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.typed_dict = dict(options)
+
+    def typed_value(self, key: str, default: Any = None) -> Any:
+        if key not in self.typed_dict and default is None:
+            raise NetworkError(f"the config has no {key!r}{nearest(key, self.typed_dict)}")
+        return self.typed_dict.get(key, default)
+
+    def has(self, key: str) -> bool:
+        return key in self.typed_dict
+
+    def value(self, key: str, default: Any = None) -> Any:
+        return self.typed_dict.get(key, default)
+
+    def float(self, key: str, default: Any) -> Any:
+        return float(self.typed_dict.get(key, default))
+
+    def int(self, key: str, default: Any) -> Any:
+        return int(self.typed_dict.get(key, default))
+
+    def bool(self, key: str, default: Any) -> Any:
+        return bool(self.typed_dict.get(key, default))
+
+
+class UserNetwork(Facade):
+    """`self.network`: the modes of the pass, and other layers."""
+
+    expression_attributes = frozenset(
+        "get_config train_flag global_train_step cond_on_train get_layer layers parent_net "
+        "get_data_batch_dim eval_flag search_flag epoch get_rec_step_index is_inside_rec_layer".split()
+    )
+
+    def __init__(self, call: LayerCall) -> None:
+        self._call = call
+        run = call.run
+        self.train_flag = run.train
+        self.search_flag = run.search
+        self.eval_flag = run.with_losses
+        self.epoch = run.epoch
+
+    @property
+    def global_train_step(self) -> Tensor:
+        return tf_tensor(torch.tensor(self._call.run.step, dtype=torch.int64))
+
+    def get_config(self) -> UserConfig:
+        return UserConfig(self._call.run.user.get("config", {}))
+
+    def cond_on_train(self, fn_train: Callable[[], Any], fn_eval: Callable[[], Any]) -> Any:
+        return fn_train() if self.train_flag else fn_eval()
+
+    def get_data_batch_dim(self) -> int:
+        return self._call.run.batch.size
+
+    def get_rec_step_index(self) -> Tensor:
+        return tf_tensor(self._call.scope.step_index().raw)
+
+    def is_inside_rec_layer(self) -> bool:
+        return self._call.stepping or self._call.loop_axis is not None
+
+    def get_layer(self, name: str) -> UserSource:
+        return UserSource(self._call, name)
+
+    @property
+    def layers(self) -> _Layers:
+        return _Layers(self._call)
+
+
+class _Layers:
+    def __init__(self, call: LayerCall) -> None:
+        self._call = call
+
+    def __getitem__(self, name: str) -> UserSource:
+        return UserSource(self._call, name)
+
+
+class UserSource(Facade):
+    """Another layer: `.output` is its data."""
+
+    expression_attributes = frozenset(("output",))
+
+    def __init__(self, call: LayerCall, name: str) -> None:
+        self.output = UserData(call.layer(name), call.scope.all_hidden)
+
+
+class UserLayer(Facade):
+    """`self` in an expression."""
+
+    expression_attributes = frozenset(("network", "name", "sources", "get_batch_dim"))
+
+    def __init__(self, call: LayerCall) -> None:
+        self._call = call
+        self.network = UserNetwork(call)
+        self.name = call.name
+
+    @property
+    def sources(self) -> list[UserSource]:
+        return [UserSource(self._call, name) for name in self._call.spec.sources]
+
+    def get_batch_dim(self) -> int:
+        return self._call.run.batch.size
