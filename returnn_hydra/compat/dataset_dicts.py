@@ -399,7 +399,7 @@ def _generated(target: str, *names: str) -> Callable[[Options, Node], DatasetPla
     """A generated data set: its content depends on the epoch and the seeds."""
 
     def plan(options: Options, order: Node) -> DatasetPlan:
-        content = {
+        content: Node = {
             name: order[name]
             for name in ("partition_epoch", "fixed_random_seed", "random_seed_offset")
             if name in order
