@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -79,13 +80,27 @@ def parse_literal(text: str, where: str) -> Any:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return json.loads(_TOKENS.sub(_as_json, text), strict=False)
+    except (ValueError, SyntaxError):
         pass
     try:
         return _literal(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
         raise DataError(f"{where}: neither a Python literal nor JSON: {error}") from error
+
+
+_TOKENS = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])""")
+"""Strings, and commas in front of a closing bracket: what keeps most Python literals from being JSON."""
+
+
+def _as_json(token: re.Match[str]) -> str:
+    """A Python string as a JSON string. (JSON is read ten times as fast, and rejects what else differs.)"""
+    text = token[0]
+    if text == ",":
+        return ""
+    if "\\" in text:
+        return json.dumps(ast.literal_eval(text))
+    return text if text[0] == '"' else json.dumps(text[1:-1]) if '"' in text else f'"{text[1:-1]}"'
 
 
 _NAMES = {"nan": float("nan"), "inf": float("inf"), "NaN": float("nan"), "Infinity": float("inf")}

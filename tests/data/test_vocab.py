@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from returnn_hydra.data.bpe import BytePairEncoding, SamplingBytePairEncoding
 from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.files import parse_literal
 from returnn_hydra.data.subword_models import HuggingFaceTokenizer, SentencePieceVocabulary
 from returnn_hydra.data.vocab import CharacterVocabulary, Utf8Bytes, Vocabulary
 
@@ -223,9 +224,10 @@ def test_sentencepiece(sentencepiece_model, kind):
     assert vocab.encode(text) == library.encode(text) + [library.eos_id()]
     assert (vocab.num_labels, vocab.unknown_id, vocab.eos_id, vocab.pad_id) == (SIZES[kind], 0, 2, None)
     assert vocab.decode(vocab.encode("hello the cat")) == "hello the cat"
-    sampling = SentencePieceVocabulary(path, enable_sampling=True, alpha=0.3)
+    sampling = SentencePieceVocabulary(path, enable_sampling=True, alpha={"unigram": 0.01, "bpe": 0.4}[kind])
     draws = [
-        tuple(sampling.encode("hello world again", np.random.default_rng(seed))) for seed in [*range(8), *range(8)]
+        tuple(sampling.encode("hello world again the theory", np.random.default_rng(seed)))
+        for seed in [*range(8), *range(8)]
     ]
     assert draws[:8] == draws[8:]
     assert len(set(draws)) > 1
@@ -259,3 +261,43 @@ def test_huggingface_tokenizer(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match=r"not a tokenizer.json"):
         HuggingFaceTokenizer(tmp_path / "bad.json")
+
+
+LITERALS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.text("'\"\\\n,]}#"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("ab'\"\\,] "), inner) | st.tuples(inner, inner),
+    max_leaves=8,
+)
+
+
+@given(LITERALS)
+def test_literals_come_back(value):
+    """Whatever Python prints, with its types, also when it nearly is JSON."""
+    assert parse_literal(repr(value), "test") == value
+    assert type(parse_literal(repr(value), "test")) is type(value)
+    assert parse_literal(f"[\n{value!r},\n]", "test") == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{'a': 1,}", {"a": 1}),
+        ("['it\\'s', \"it's\", 'a\"b']", ["it's", "it's", 'a"b']),
+        ("['a' 'b', '''c''', r'\\n']", ["ab", "c", "\\n"]),
+        ("[1, # 'comment\n 2]", [1, 2]),
+        ("{'a': nan}", None),
+        ("[np.float32(0.5), -inf, (1,), {2}]", [0.5, -float("inf"), (1,), {2}]),
+        ("['a,]', ',}']", ["a,]", ",}"]),
+    ],
+)
+def test_literals_that_are_written_otherwise(text, expected):
+    found = parse_literal(text, "test")
+    assert found == expected or (expected is None and np.isnan(found["a"]))
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "__import__('os')", "[x for x in (1,)]", "{**{}}", "1 + 1", "", "f'{1}'", "a.b"]
+)
+def test_what_is_no_literal(text):
+    with pytest.raises(DataError, match="test"):
+        parse_literal(text, "test")
