@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Output, TensorSpec
-from returnn_hydra.search import search_step
+from returnn_hydra.search.ctc_steps import CTCAlign, CTCBestPath, CTCPrefix
+from returnn_hydra.search.label_sync_step import LabelSync
 from returnn_hydra.search.result import Hypothesis, unpack
+from returnn_hydra.search.search_step import SearchStep
+from returnn_hydra.search.transducer_steps import TransducerBeam, TransducerGreedy
 
 V = 3
 VOCAB = SimpleNamespace(labels=["a", "b", " "])
@@ -71,7 +74,7 @@ def arpa(tmp_path: Path) -> Path:
     return path
 
 
-def found(step: search_step.SearchStep, model: nn.Module, batch: Batch) -> list[list[Hypothesis]]:
+def found(step: SearchStep, model: nn.Module, batch: Batch) -> list[list[Hypothesis]]:
     """Runs the step as task=forward does: in inference mode, results as arrays."""
     with torch.inference_mode():
         rows = {name: output.per_sequence() for name, output in step(model.eval(), batch).items()}
@@ -83,13 +86,13 @@ def test_every_step_runs_in_inference_mode(batch: Batch, models: SimpleNamespace
     scales = {"am": 1.0, "ctc": 0.3, "lm": 0.2, "ngram": 0.1, "ilm": -0.1}
     lms = {"lm": models.lm, "ngram": arpa, "ilm": models.lm}
     cases = [
-        (search_step.CTCBestPath(**options), models.ctc, 1),
-        (search_step.CTCPrefix(lm=models.lm, num_best=3, **options), models.ctc, 3),
-        (search_step.CTCPrefix(lm=arpa, num_best=3, with_times=True, **options), models.attention, 3),
-        (search_step.LabelSync(scales, lms, num_best=2, with_times=True, **options), models.attention, 2),
-        (search_step.LabelSync({"am": 1.0, "lm": 0.2}, {"lm": models.lm}, **options), models.transducer, 1),
-        (search_step.TransducerGreedy(**options), models.transducer, 1),
-        (search_step.TransducerBeam(num_best=2, lm=arpa, **options), models.transducer, 2),
+        (CTCBestPath(**options), models.ctc, 1),
+        (CTCPrefix(lm=models.lm, num_best=3, **options), models.ctc, 3),
+        (CTCPrefix(lm=arpa, num_best=3, with_times=True, **options), models.attention, 3),
+        (LabelSync(scales, lms, num_best=2, with_times=True, **options), models.attention, 2),
+        (LabelSync({"am": 1.0, "lm": 0.2}, {"lm": models.lm}, **options), models.transducer, 1),
+        (TransducerGreedy(**options), models.transducer, 1),
+        (TransducerBeam(num_best=2, lm=arpa, **options), models.transducer, 2),
     ]
     for step, model, num_best in cases:
         for seq, hyps in enumerate(found(step, model, batch)):
@@ -105,24 +108,24 @@ def test_every_step_runs_in_inference_mode(batch: Batch, models: SimpleNamespace
 
 
 def test_reference_is_passed_on(batch: Batch, models: SimpleNamespace) -> None:
-    outputs = search_step.CTCBestPath(target_key="classes")(models.ctc, batch)
+    outputs = CTCBestPath(target_key="classes")(models.ctc, batch)
     assert isinstance(outputs["reference"], Output)
     assert [row.tolist() for row in outputs["reference"].per_sequence()] == [[0, 1, 2], [1], [1, 1]]
-    assert "reference" not in search_step.CTCBestPath()(models.ctc, batch)
+    assert "reference" not in CTCBestPath()(models.ctc, batch)
 
 
 def test_greedy_equals_beam_1_path_of_ctc(batch: Batch, models: SimpleNamespace) -> None:
     """With peaked posteriors the best path's labels are the best labels, too."""
     with torch.no_grad():
         models.ctc.output.weight *= 50
-    greedy = found(search_step.CTCBestPath(), models.ctc, batch)
-    beam = found(search_step.CTCPrefix(with_times=True), models.ctc, batch)
+    greedy = found(CTCBestPath(), models.ctc, batch)
+    beam = found(CTCPrefix(with_times=True), models.ctc, batch)
     assert [hyps[0].labels for hyps in beam] == [hyps[0].labels for hyps in greedy]
     assert [hyps[0].times for hyps in beam] == [hyps[0].times for hyps in greedy]
 
 
 def test_alignment_of_the_reference(batch: Batch, models: SimpleNamespace) -> None:
-    step = search_step.CTCAlign(target_key="classes")
+    step = CTCAlign(target_key="classes")
     rows = {name: output.per_sequence() for name, output in step(models.attention, batch).items()}
     for seq, labels in enumerate([[0, 1, 2], [1], [1, 1]]):
         (hyp,) = unpack({name: arrays[seq] for name, arrays in rows.items()})
@@ -133,7 +136,7 @@ def test_alignment_of_the_reference(batch: Batch, models: SimpleNamespace) -> No
             assert (rows["alignment"][seq][start:end] == labels[index]).all()
             assert (rows["positions"][seq][start:end] == index).all()
     with pytest.raises(ValueError, match="target_key=None is no stream"):
-        search_step.CTCAlign()(models.attention, batch)
+        CTCAlign()(models.attention, batch)
     short = Batch(
         {**batch.tensors, "data": batch["data"][:, :2]},
         {**batch.lengths, "data": torch.tensor([2, 2, 2])},
@@ -148,9 +151,7 @@ def test_lexicon_and_word_model(batch: Batch, models: SimpleNamespace, tmp_path:
     lexicon.write_text("AB a b\nBA b a\nA a\n")
     arpa = tmp_path / "words.arpa"
     arpa.write_text("\\data\\\nngram 1=4\n\\1-grams:\n-0.5 </s>\n-0.3 AB\n-0.7 BA\n-0.9 A\n\\end\\\n")
-    step = search_step.CTCPrefix(
-        lm=arpa, lm_unit="word", lexicon=lexicon, target_key="classes", extern_data=EXTERN_DATA
-    )
+    step = CTCPrefix(lm=arpa, lm_unit="word", lexicon=lexicon, target_key="classes", extern_data=EXTERN_DATA)
     for hyps in found(step, models.ctc, batch):
         assert step.lexicon is not None
         words = [step.lexicon.words[word] for word in hyps[0].words]
@@ -159,10 +160,10 @@ def test_lexicon_and_word_model(batch: Batch, models: SimpleNamespace, tmp_path:
 
 def test_errors_teach(batch: Batch, models: SimpleNamespace, arpa: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'lm'"):
-        search_step.LabelSync({"am": 1.0, "lmm": 0.1}, {"lm": models.lm})
+        LabelSync({"am": 1.0, "lmm": 0.1}, {"lm": models.lm})
     with pytest.raises(ValueError, match=r"extern_data\.classes must have a vocab"):
-        search_step.CTCPrefix(lm=arpa, target_key="classes")(models.ctc, batch)
+        CTCPrefix(lm=arpa, target_key="classes")(models.ctc, batch)
     with pytest.raises(ValueError, match="needs a model with a decoder, or a transducer, not CTCModel"):
-        search_step.LabelSync({"am": 1.0})(models.ctc, batch)
+        LabelSync({"am": 1.0})(models.ctc, batch)
     with pytest.raises(ValueError, match="model with a CTC output"):
-        search_step.CTCPrefix()(models.transducer, batch)
+        CTCPrefix()(models.transducer, batch)

@@ -18,8 +18,11 @@ from returnn_hydra.models.lstm_lm import LSTMLanguageModel
 from returnn_hydra.models.transducer import Transducer
 from returnn_hydra.models.transformer_decoder import TransformerDecoder
 from returnn_hydra.models.transformer_lm import TransformerLanguageModel
+from returnn_hydra.search.ctc_steps import CTCPrefix
+from returnn_hydra.search.label_sync_step import LabelSync
 from returnn_hydra.search.result import Hypothesis, unpack
-from returnn_hydra.search.search_step import CTCPrefix, LabelSync, SearchStep, TransducerBeam, TransducerGreedy
+from returnn_hydra.search.search_step import SearchStep
+from returnn_hydra.search.transducer_steps import TransducerBeam, TransducerGreedy
 
 V = 5
 
