@@ -65,6 +65,11 @@ class Dataset(ABC):
         """The same corpus, of which only these streams are read; sources that save work by it return another one."""
         return self
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether reading is only copying."""
+        return False
+
     def at_epoch(self, epoch: int) -> Dataset:
         """The corpus of this epoch (counted from 1); sources that change between epochs return another data set."""
         return self

@@ -109,6 +109,12 @@ class HDFDataset(Dataset):
         return other
 
     @property
+    def is_in_memory(self) -> bool:
+        names = self.streams if self.read_streams is None else self.read_streams
+        keys = [(file, name) for file in range(len(self._parts)) for name in names]
+        return all(key in self._caches and bool(self._caches[key].loaded.all()) for key in keys)
+
+    @property
     def is_cached(self) -> bool:
         """Whether what is read stays in memory."""
         return bool(self._caches)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from operator import floordiv
 from typing import Any
 
 import h5py
@@ -93,15 +94,13 @@ def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
     if layout != h5py.h5d.CHUNKED:
         return None
     grid = tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    starts, places = [], []
+    offsets = np.full(grid, -1, np.int64)
+    chunk = dataset.chunks
 
-    def note(info: h5py.h5d.StoreInfo) -> None:
-        starts.append(info.chunk_offset)
-        places.append(info.byte_offset)
+    def note(info: h5py.h5d.StoreInfo) -> None:  # keeps no objects: many of them would set off the garbage collector
+        offsets[tuple(map(floordiv, info.chunk_offset, chunk))] = info.byte_offset
 
     dataset.id.chunk_iter(note)
-    offsets = np.full(grid, -1, np.int64)
-    offsets[tuple((np.array(starts) // dataset.chunks).T)] = places
     if (offsets < 0).any():  # never written: HDF5 fills it in
         return None
-    return RawRows(path, dataset, dataset.chunks, offsets)
+    return RawRows(path, dataset, chunk, offsets)

@@ -6,6 +6,7 @@ the loader workers it forks: who reads a block first reads it for all.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ GAP_BYTES = 16 << 10
 """Without a cache: sequences that are closer than this are read together, with what is between them."""
 RUN_BYTES = 64 << 20
 """... up to so much."""
+POPULATE_WRITE = 23
+"""Linux's madvise option of this name (since 5.14)."""
 
 
 class RowCache:
@@ -30,9 +33,11 @@ class RowCache:
         self.block_rows = max(BLOCK_BYTES // (row_bytes * chunk_rows), 1) * chunk_rows
         self.num_rows = num_rows
         shape = (num_rows, *row_shape)
-        self.rows = np.frombuffer(_shared_memory(num_rows * row_bytes), dtype, int(np.prod(shape))).reshape(shape)
+        self.block_bytes = self.block_rows * row_bytes
+        self._memory = _shared_zeros(num_rows * row_bytes)
+        self.rows = np.frombuffer(self._memory, dtype, int(np.prod(shape))).reshape(shape)
         num_blocks = -(-num_rows // self.block_rows)
-        self.loaded = np.frombuffer(_shared_memory(num_blocks), np.bool_, num_blocks)
+        self.loaded = np.frombuffer(_shared_zeros(num_blocks), np.bool_, num_blocks)
 
     def get(self, source: Source, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop-1, as a view of the cache."""
@@ -40,14 +45,22 @@ class RowCache:
         for block in range(first, last + 1):
             if not self.loaded[block]:
                 a, b = block * self.block_rows, min((block + 1) * self.block_rows, self.num_rows)
+                _take(self._memory, block * self.block_bytes, self.block_bytes)
                 source.copy(self.rows[a:b], a, b)
                 self.loaded[block] = True
         return self.rows[start:stop]
 
 
-def _shared_memory(num_bytes: int) -> mmap.mmap:
-    """Zeros that this process shares with those that it forks."""
+def _shared_zeros(num_bytes: int) -> mmap.mmap:
+    """Memory shared with the processes that this one forks; it is taken when it is first written to."""
     return mmap.mmap(-1, max(num_bytes, 1))
+
+
+def _take(memory: mmap.mmap, start: int, size: int) -> None:
+    """Take this part of the memory at once, where the system can: cheaper than page by page while writing."""
+    begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+    with contextlib.suppress(OSError, ValueError):
+        memory.madvise(POPULATE_WRITE, begin, min(start + size, len(memory)) - begin)
 
 
 class Source:

@@ -14,7 +14,7 @@ from returnn_hydra.data.batching import Batches, Batching
 from returnn_hydra.data.collate import check_specs
 from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.order import SeqOrder
-from returnn_hydra.data.reading import BatchReader, ahead, read_in_workers
+from returnn_hydra.data.reading import BatchReader, WorkList, ahead, read_in_workers
 
 __all__ = ["Loader"]
 
@@ -42,16 +42,19 @@ class Loader:
         pin_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        equal_batches: bool = True,
         check_finite: bool = False,
         unique_seq_tags: bool = False,
     ) -> None:
         """
         Args:
             specs: the streams to use (extern_data); default: all that the data set has.
-            num_workers: processes that read; 0: this one, in a thread.
+            num_workers: processes that read; 0: this one, in a thread. Once all of the data is in memory, this one
+                reads it too: handing batches from process to process would cost more.
             prefetch: batches that are read ahead (by each worker); 0: none.
             pin_memory: batches in page-locked memory, for a GPU.
-            rank, world_size: with several processes, each gets its own batches, and all the same number.
+            rank, world_size: with several processes, each gets its own batches.
+            equal_batches: all of them get the same number.
             check_finite: NaN or infinity in the data is an error.
             unique_seq_tags: of sequences with the same tag only the first of the epoch's order is used.
         """
@@ -67,6 +70,7 @@ class Loader:
         self.pin_memory = pin_memory
         self.rank = rank
         self.world_size = world_size
+        self.equal_batches = equal_batches
         self.check_finite = check_finite
         self.unique_seq_tags = unique_seq_tags
         check_specs(self.specs, dataset.streams)
@@ -79,7 +83,7 @@ class Loader:
 
     def batches(self, epoch: int) -> Batches:
         """The sequences of every batch of this rank in the epoch."""
-        return self._plan(epoch).deal(self.rank, self.world_size)
+        return self._plan(epoch).deal(self.rank, self.world_size, self.equal_batches)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 1), beginning at batch number `start`.
@@ -89,20 +93,19 @@ class Loader:
         Raises:
             DataError: a sequence can't be read or is not what its spec says; a worker process died.
         """
-        batches = self.batches(epoch)
+        work = WorkList(epoch, self.batches(epoch), start)
         reader = BatchReader(self.dataset, self.specs, self.check_finite)
-        pieces = [(epoch, batches[i]) for i in range(start, len(batches))]
-        if self.num_workers:
-            return read_in_workers(reader, pieces, self.num_workers, self.prefetch, self.pin_memory)
-        return ahead(map(reader.read, pieces), self.prefetch, self.pin_memory)
+        if self.num_workers and not self.dataset.is_in_memory:
+            return read_in_workers(reader, work, self.num_workers, self.prefetch, self.pin_memory)
+        return ahead(map(reader.read, work), self.prefetch, self.pin_memory)
 
     def statistics(self, epoch: int) -> dict[str, Any]:
-        """Of this rank's epoch: numbers of batches, sequences and frames, padding, and what was left out."""
-        batches = self.batches(epoch)
+        """Of the epoch, all ranks together: numbers of batches, sequences, frames, padding, what was left out."""
+        batches = self._plan(epoch)
         lengths = self._lengths(self.dataset.at_epoch(epoch))
         main = next(iter(lengths), None)
         real, padded = batches.num_frames(lengths[main], main) if main else (len(batches.indices),) * 2
-        report = batches.report
+        report = self.batches(epoch).report
         return {
             "num_batches": len(batches),
             "num_seqs": len(np.unique(batches.indices)),

@@ -6,17 +6,35 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from returnn_hydra.batch import Batch, TensorSpec
-from returnn_hydra.data.batching import Piece
+from returnn_hydra.data.batching import Batches, Piece
 from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset
 
 WorkItem = tuple[int, Piece]
 """The epoch, and the sequences of one of its batches."""
+
+
+class WorkList(Sequence[WorkItem]):
+    """What is to be read in an epoch, made when it is asked for."""
+
+    def __init__(self, epoch: int, batches: Batches, start: int = 0) -> None:
+        self.epoch = epoch
+        self.batches = batches
+        self.start = start
+
+    def __len__(self) -> int:
+        return max(len(self.batches) - self.start, 0)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(f"batch {i} of {len(self)}")
+        return self.epoch, self.batches[self.start + i]
 
 
 class BatchReader:

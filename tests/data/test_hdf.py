@@ -200,14 +200,16 @@ def test_pickled_and_forked(tmp_path):
     assert [tag for batch in batches for tag in batch.seq_tags] == list(written)
 
 
-def test_workers_share_the_cache(tmp_path):
+def test_workers_share_the_cache(tmp_path, monkeypatch):
     written = write(tmp_path / "x.hdf", np.arange(1, 20))
-    dataset = HDFDataset(tmp_path / "x.hdf", cache="ram")
-    list(Loader(dataset, None, None, Batching(max_seqs=4), num_workers=2).epoch(1))
-    os.truncate(tmp_path / "x.hdf", 100)  # whatever is read now comes out of memory
-    for name in SPECS:
-        assert dataset._caches[0, name].loaded.all()
-    assert np.array_equal(dataset._caches[0, "data"].rows, np.concatenate([seq["data"] for seq in written.values()]))
+    loader = Loader(HDFDataset(tmp_path / "x.hdf", cache="ram"), None, None, Batching(max_seqs=4), num_workers=2)
+    first = list(loader.epoch(1))
+    caches = loader.dataset._caches
+    assert loader.dataset.is_in_memory
+    assert np.array_equal(caches[0, "data"].rows, np.concatenate([seq["data"] for seq in written.values()]))
+    monkeypatch.setattr("returnn_hydra.data.loader.read_in_workers", None)
+    again = list(loader.epoch(1))
+    assert [batch["data"].tolist() for batch in again] == [batch["data"].tolist() for batch in first]
 
 
 def test_cache_is_bounded(tmp_path, monkeypatch):
