@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -47,13 +48,13 @@ class Snapshot:
             for key in value:
                 if not isinstance(key, (str, int)):
                     raise TypeError(f"{where}: key {key!r} is a {type(key).__name__}, expected a string or an integer")
-            return {key: self._copy(item, f"{where}.{key}", seen) for key, item in value.items()}
+            return {_one(key): self._copy(item, f"{where}.{key}", seen) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             items = [self._copy(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
             return items if isinstance(value, list) else tuple(items)
         if type(value) not in PLAIN_TYPES:
             raise TypeError(f"{where}: a {type(value).__name__} can't be saved, only tensors and plain data can")
-        return value
+        return _one(value)
 
     def _copy_tensor(self, tensor: Tensor, where: str, seen: dict[tuple[Any, ...], Tensor]) -> Tensor:
         address = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -63,6 +64,11 @@ class Snapshot:
                 buffer = self._buffers[where] = torch.empty(tensor.shape, dtype=tensor.dtype)
             seen[address] = buffer.copy_(tensor)
         return seen[address]
+
+
+def _one(value: Any) -> Any:
+    """Equal strings become one object: pickle then writes the same bytes for the same state."""
+    return sys.intern(value) if type(value) is str else value
 
 
 def named_tensors(state: Any, where: str) -> Iterator[tuple[str, Tensor]]:

@@ -45,6 +45,16 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
     assert write_tensors(DISK, tmp_path / "a.pt", content) == write_tensors(DISK, tmp_path / "b.pt", content)
 
 
+def test_a_loaded_state_gives_the_same_bytes_as_the_first(tmp_path):
+    model = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    first = write_tensors(DISK, tmp_path / "a.pt", Snapshot().take(optimizer.state_dict(), "s"))
+    optimizer.load_state_dict(read_tensors(DISK, tmp_path / "a.pt", first))
+    assert write_tensors(DISK, tmp_path / "b.pt", Snapshot().take(optimizer.state_dict(), "s")) == first
+
+
 def test_a_copy_does_not_change_with_the_model():
     weight = torch.zeros(3)
     snapshot = Snapshot()

@@ -12,6 +12,7 @@ MODULES = ("checkpoint", "files", "foreign", "manifest", "retention", "saver", "
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_branch_of_the_store_is_covered(tmp_path):
     settings = tmp_path / "coveragerc"
     included = "".join(f"\n  */returnn_hydra/engine/{name}.py" for name in MODULES)

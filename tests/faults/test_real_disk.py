@@ -65,6 +65,7 @@ def test_refused_at_an_operation(zygote, reference, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kind", ["kill", "torn"])
 def test_killed_at_every_operation(zygote, reference, tmp_path, kind):
     check(zygote, reference, tmp_path, kind, False, range(reference[1]))
@@ -72,6 +73,7 @@ def test_killed_at_every_operation(zygote, reference, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("sticky", [False, True])
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "EACCES"])
 def test_refused_at_every_operation(zygote, reference, tmp_path, kind, sticky):

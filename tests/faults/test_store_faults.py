@@ -59,20 +59,24 @@ def test_mutant_is_found(mutant):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_million_crashes():
     show("crash or power cut", enumeration.after_crashes(4_500, seed=1, go_on_every=500))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_much_damage_then_crashes():
     show("damage, then crash", enumeration.after_damage_and_crash(per_operation=20, damages=300, seed=1))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_every_refusal():
     show("refused", enumeration.after_refusals())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_killed_many_times():
     show("killed again and again", enumeration.crash_in_process(seed=4, kills=5_000))
