@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
+from returnn_hydra.batch import Batch
 from returnn_hydra.callbacks.search_output import SearchOutput
 from returnn_hydra.data.vocab import CharacterVocabulary
+from returnn_hydra.engine.forwarder import forward
+from returnn_hydra.search.ctc_steps import CTCPrefix
 from returnn_hydra.search.result import Hypothesis, pack
 
 VOCAB = CharacterVocabulary(labels=["A", "B", "C", " "])
@@ -92,3 +96,33 @@ def test_wrong_options(tmp_path: Path) -> None:
     callback = SearchOutput(tmp_path, "dev", formats=["txt"], error_units=["word"])
     with pytest.raises(ValueError, match="they have no vocab"):
         run(callback)
+
+
+class Speller(nn.Module):
+    """The features are the logits; the last class is the blank."""
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return features, lengths
+
+
+def test_a_search_runs_as_forward_step(tmp_path: Path) -> None:
+    """Batches in any order; files and error rates in corpus order."""
+    texts = ["AB", "C A", "", "BB C"]
+    classes = [VOCAB.encode(text) for text in texts]
+    paths = [[label for labels in zip(ids, [4] * len(ids), strict=True) for label in labels] or [4] for ids in classes]
+    corpus = list(zip([f"seq-{i}" for i in range(4)], paths, classes, strict=True))
+    batches = []
+    for positions in ([3, 1], [0, 2]):
+        data, targets = ([torch.tensor(corpus[i][part]) for i in positions] for part in (1, 2))
+        pad = torch.nn.utils.rnn.pad_sequence
+        features = 20 * torch.nn.functional.one_hot(pad(data, batch_first=True), 5).float()
+        lengths = {"data": torch.tensor([len(x) for x in data]), "classes": torch.tensor([len(x) for x in targets])}
+        tensors = {"data": features, "classes": pad(targets, batch_first=True).int()}
+        batches.append((np.array(positions), Batch(tensors, lengths, [corpus[i][0] for i in positions])))
+    callback = SearchOutput(tmp_path, "dev", VOCAB, formats=["txt", "py", "ctm"], frame_shift=0.5)
+    step = CTCPrefix(num_best=2, with_times=True, target_key="classes")
+    assert forward(Speller(), step, batches, callback, torch.device("cpu"), {}) == 4
+    assert (tmp_path / "dev.txt").read_text().splitlines() == texts
+    assert ast.literal_eval((tmp_path / "dev.py").read_text()) == {f"seq-{i}": text for i, text in enumerate(texts)}
+    assert callback.scores == {"wer": 0.0, "cer": 0.0}
+    assert (tmp_path / "dev.ctm").read_text().splitlines()[:2] == ["seq-0 1 0.000 1.500 AB", "seq-1 1 0.000 0.500 C"]

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from returnn_hydra.search.ctc_prefix_search import CTCPrefixSearch
 from returnn_hydra.search.lexicon import Lexicon
@@ -221,3 +223,21 @@ def test_errors_teach(toy: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="sequence 1 of the batch hold NaN"):
         CTCPrefixSearch()(Encoded(torch.tensor([3, 3]), None, table))
     assert CTCPrefixSearch()(Encoded(torch.tensor([3, 2]), None, table))  # NaN in the padding does not matter
+
+
+tables = st.lists(
+    st.lists(st.floats(-6, 0) | st.just(-math.inf), min_size=C, max_size=C).filter(lambda row: max(row) > -math.inf),
+    min_size=0,
+    max_size=7,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(tables, min_size=1, max_size=3), st.integers(1, 6))
+def test_impossible_classes_and_empty_sequences(toy: SimpleNamespace, batch: list, beam_size: int) -> None:
+    lengths = torch.tensor([len(table) for table in batch])
+    rows = [torch.tensor(table, dtype=torch.double).view(-1, C) for table in batch]
+    encoded = Encoded(lengths, None, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan))
+    for found, table in zip(CTCPrefixSearch(blank=BLANK, beam_size=beam_size)(encoded), rows, strict=True):
+        expected = slow_search(toy, table, lambda labels: 0.0, beam_size)
+        assert found[0].score == pytest.approx(expected[0][0], abs=1e-9) if expected else found == [NOTHING]
