@@ -55,6 +55,10 @@ class StaticDataset(Dataset):
             return None
         return np.array([seq[stream].shape[axis] for seq in self._data], dtype=np.int64)
 
+    @property
+    def is_in_memory(self) -> bool:
+        return True
+
     def read(self, indices: Indices) -> Examples:
         return Examples(self.seq_tags(indices), {name: [self._data[i][name] for i in indices] for name in self.streams})
 
@@ -96,6 +100,10 @@ class AnythingDataset(Dataset):
 
     def seq_lengths(self, stream: str) -> np.ndarray | None:
         return np.full(self.num_seqs, self.seq_len, dtype=np.int64) if stream_spec(self, stream).has_time else None
+
+    @property
+    def is_in_memory(self) -> bool:
+        return True
 
     def read(self, indices: Indices) -> Examples:
         arrays = {name: empty_array(spec, self.seq_len) for name, spec in self.streams.items()}

@@ -121,6 +121,10 @@ class ChunkDataset(Dataset):
         start = number * self.steps[stream]
         return array[start : start + self.sizes[stream]]
 
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))
 

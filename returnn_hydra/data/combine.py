@@ -116,6 +116,10 @@ class CombinedDataset(Dataset):
     def _empty(self) -> dict[str, np.ndarray]:
         return {name: empty_array(spec) for name, spec in self.streams.items()}
 
+    @property
+    def is_in_memory(self) -> bool:
+        return all(dataset.is_in_memory for dataset in self._parts.datasets)
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         datasets = []
         for name, dataset in zip(self._parts.names, self._parts.datasets, strict=True):

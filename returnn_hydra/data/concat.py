@@ -140,6 +140,10 @@ class ConcatDataset(Dataset):
                     arrays[position] = examples.streams[name][i]
         return Examples(tags, streams)
 
+    @property
+    def is_in_memory(self) -> bool:
+        return all(dataset.is_in_memory for dataset in self._parts.datasets)
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         parts = Parts(
             self._parts.names,
@@ -303,6 +307,10 @@ class ConcatSeqsDataset(Dataset):
             target, multiple = self._targets[stream]
             array = _with_length(array, len(examples.streams[target][i]) * multiple)
         return array
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         needed = {*names, *(self._targets[name][0] for name in names if name in self._targets)}

@@ -45,6 +45,10 @@ class _ChosenDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         return self._chosen.read(indices)
 
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))
 

@@ -106,6 +106,10 @@ class MetaDataset(Dataset):
         tags = parts[self.control].seq_tags if self.control in parts else self.seq_tags(indices)
         return Examples(tags, {stream: parts[name].streams[source] for stream, (name, source) in wanted.items()})
 
+    @property
+    def is_in_memory(self) -> bool:
+        return all(dataset.is_in_memory for dataset in self.datasets.values())
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         own = {
             name: [s for stream, (n, s) in self.data_map.items() if n == name and stream in names]

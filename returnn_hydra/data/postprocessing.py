@@ -85,6 +85,10 @@ class PostprocessingDataset(WrappedDataset):
             seqs.append(mapped)
         return Examples(source.seq_tags, {name: [seq[name] for seq in seqs] for name in self.streams})
 
+    @property
+    def is_in_memory(self) -> bool:
+        return False
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return self  # the function gets all streams
 

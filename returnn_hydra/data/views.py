@@ -40,6 +40,10 @@ class WrappedDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         return self.dataset.read(indices)
 
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
+
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))
 
@@ -82,6 +86,10 @@ class SubsetDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         examples = self.dataset.read(self.indices[as_array(indices)])
         return Examples(self._tags(examples.seq_tags, as_array(indices)), examples.streams)
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return SubsetDataset(self.dataset.with_streams(names), self.indices)

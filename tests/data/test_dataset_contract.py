@@ -11,6 +11,7 @@ import pytest
 from returnn_hydra.data.arrays import AnythingDataset, StaticDataset
 from returnn_hydra.data.audio import AudioFolderDataset, AudioZipDataset
 from returnn_hydra.data.bpe import SamplingBytePairEncoding
+from returnn_hydra.data.cache import CachedDataset
 from returnn_hydra.data.chunk import ChunkDataset
 from returnn_hydra.data.combine import CombinedDataset
 from returnn_hydra.data.concat import ConcatDataset, ConcatSeqsDataset, RepeatDataset
@@ -145,6 +146,9 @@ def noisy(streams, rng):
 
 
 SOURCES = {
+    "cached": lambda _: CachedDataset(static(), cache="ram"),
+    "cached audio": lambda _: CachedDataset(AudioZipDataset(DATA / "ogg.zip", AudioFeatures("mfcc", 13), Utf8Bytes())),
+    "cached, other epochs": lambda _: CachedDataset(OrderedDataset(static(), seq_ordering="random")),
     "numpy dump": numpy_dump,
     "huggingface": hugging_face,
     "lhotse": lhotse_cuts,
