@@ -9,6 +9,7 @@ import ast
 import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,9 @@ class _Reader:
             self.fail(f"no closing {quote}")
         word = self.text[self.at : end + 1]
         try:
-            value = ast.literal_eval(word.replace("\n", "\\n").replace("\r", "\\r"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of \d and the like, which stay as they are
+                value = ast.literal_eval(word.replace("\n", "\\n").replace("\r", "\\r"))
         except (ValueError, SyntaxError, UnicodeError):
             self.fail("a text with a wrong escape")
         self.at = end + 1
