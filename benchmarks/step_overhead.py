@@ -79,7 +79,9 @@ def measure(make_model, rounds: int) -> tuple[float, float]:
         rules = UpdateRules(gradients=GradientRules(max_norm=1.0))
         updater = Updater(trained, torch.optim.Adam(trained.parameters(), lr=1e-4), rules, torch.device("cpu"))
         with tempfile.TemporaryDirectory() as folder, RunStore(Path(folder)) as store:
-            trainer = Trainer(trained, step, updater, Constant(learning_rate=1e-4), data, {}, store, torch.device("cpu"), 1)
+            trainer = Trainer(
+                trained, step, updater, Constant(learning_rate=1e-4), data, {}, store, torch.device("cpu"), 1
+            )
             store.restore(trainer)
             ours = bare = 0.0
             for epoch in range(1, 21):

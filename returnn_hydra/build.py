@@ -58,6 +58,12 @@ class Builder:
             return [self.build(value, f"{path}[{index}]") for index, value in enumerate(node)]
         return node
 
+    def make(self, node: Any, path: str, **runtime: Any) -> Any:
+        """Like `build`; a callable in the place of a node is called, with those of the arguments that it takes."""
+        if not isinstance(node, dict) and callable(node):
+            return node(**taken_arguments(node, runtime))
+        return self.build(node, path, **runtime)
+
     def check(self, node: Any, path: str, given: Sequence[str] = ()) -> None:
         """Look for every error of a node that shows without building it: targets, argument names, types.
 
@@ -103,9 +109,7 @@ class Builder:
     def _call(self, node: dict[str, Any], path: str, runtime: dict[str, Any]) -> Any:
         target = self.resolve(node["_target_"], f"{path}._target_")
         arguments = {key: self.build(value, f"{path}.{key}") for key, value in node.items() if key not in _RESERVED}
-        taken = parameters(target)
-        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
-        added = {key: value for key, value in runtime.items() if takes_all or key in taken}
+        added = taken_arguments(target, runtime)
         partial = bool(node.get("_partial_"))
         check_arguments(target, arguments, path, list(added), partial=partial)
         if partial:
@@ -114,6 +118,13 @@ class Builder:
             return target(**{**added, **arguments})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+
+
+def taken_arguments(target: Callable[..., Any], available: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the target's signature asks for."""
+    taken = parameters(target)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return {key: value for key, value in available.items() if takes_all or key in taken}
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -34,13 +34,25 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
     try:
+        if int(os.environ.get("RANK", "0")) > 0:  # the first of torchrun's processes composes for all
+            from returnn_hydra.tasks.job import follow
+
+            follow()
+            return
         sys.argv[1:] = with_saved_overrides(sys.argv[1:])
         run_job()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from returnn_hydra.tasks.job import dismiss_followers
+
+            dismiss_followers()
     except Exception as error:
         sys.exit(_report(error, wants_traceback))
     except KeyboardInterrupt:
         print("ERROR 130: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _report(error: Exception, wants_traceback: bool) -> int:

@@ -118,7 +118,8 @@ class Config:
     freeze: list[str] = field(default_factory=list)
     amp: str = "none"
     compile: bool = False
-    distributed: str = "ddp"
+    distributed_timeout: float = 300.0
+    """Seconds that a rank waits for the others."""
 
     score: str | None = None
     keep_last: int | None = None
@@ -139,7 +140,6 @@ ENTRIES: dict[str, type] = {"extern_data": StreamConf, "model_outputs": StreamCo
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_normalization": ("mean", "sum"),
     "amp": ("none", "bfloat16", "float16"),
-    "distributed": ("ddp", "fsdp"),
     "on_nonfinite": ("stop", "skip", "rollback"),
     "on_oom": ("stop", "split"),
 }

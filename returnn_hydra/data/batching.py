@@ -120,14 +120,19 @@ class Batches:
             rng.shuffle(order[start : start + (block or len(self))])
         return self.select(order)
 
-    def deal(self, rank: int, world_size: int) -> Batches:
-        """The batches of one rank: every world_size-th one, the same number for every rank, each batch to one rank.
+    def deal(self, rank: int, world_size: int, equal: bool = True) -> Batches:
+        """The batches of one rank: every world_size-th one, each batch to one rank.
+
+        Args:
+            equal: the same number for every rank.
 
         If they don't come out even, the batches with the most sequences are cut in two. Only if there are not enough of
         more than one sequence, the last batches are left out (`report.num_left_out`).
         """
         if world_size == 1:
             return self
+        if not equal:
+            return self.select(np.arange(rank, len(self), world_size))
         missing = -len(self) % world_size
         sizes = self.sizes()
         if missing and np.count_nonzero(sizes > 1) >= missing:

@@ -10,12 +10,17 @@ import numpy as np
 import torch
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto`, `cpu`, `gpu` (= cuda), `cuda:N` or `mps` to a device that is there.
+
+    Args:
+        local_rank: of several processes on this machine, each takes the GPU of its number.
 
     Raises:
         ValueError: no such device word, or this machine has no such device.
     """
+    if local_rank is not None and name in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")

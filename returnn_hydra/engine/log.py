@@ -8,7 +8,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-LEVEL_OF_VERBOSITY = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: 15, 5: logging.DEBUG}
+LEVEL_OF_VERBOSITY = {
+    0: logging.CRITICAL,
+    1: logging.ERROR,
+    2: logging.WARNING,
+    3: logging.INFO,
+    4: 15,
+    5: logging.DEBUG,
+}
 RESULTS = LEVEL_OF_VERBOSITY[1]
 SUMMARY = LEVEL_OF_VERBOSITY[2]
 FILES = LEVEL_OF_VERBOSITY[4]
@@ -18,11 +25,11 @@ BATCHES = LEVEL_OF_VERBOSITY[5]
 class RunLog:
     """Sends the program's log lines to the terminal and to a file, from `start` to `close`."""
 
-    def __init__(self, verbosity: int, file: Path | None) -> None:
+    def __init__(self, verbosity: int, file: Path | None, terminal: bool = True) -> None:
         self._logger = logging.getLogger("returnn_hydra")
         self._logger.setLevel(LEVEL_OF_VERBOSITY.get(verbosity, logging.DEBUG))
         self._logger.propagate = False
-        self._handlers: list[logging.Handler] = [TerminalHandler()]
+        self._handlers: list[logging.Handler] = [TerminalHandler()] if terminal else []
         if file is not None:
             to_file = logging.FileHandler(file)
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

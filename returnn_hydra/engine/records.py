@@ -44,4 +44,3 @@ class EpochRecord:
             for dataset, entries in values["scores"].items()
         }
         return cls(**{**values, "scores": scores})
-

@@ -20,6 +20,7 @@ from returnn_hydra.engine.errors import ChangedConfigError
 from returnn_hydra.engine.files import FileSystem, write_text
 from returnn_hydra.engine.log import FILES
 from returnn_hydra.engine.manifest import Progress
+from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.retention import Retention
 from returnn_hydra.engine.saver import BackgroundSaver
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from returnn_hydra.engine.trainer import Trainer
 
 SCORES_FILE = "scores.jsonl"
+GO_ON, SAVE, STOP = range(3)
 Item = TypeVar("Item")
 RecordWriter = Callable[[Path, Sequence[EpochRecord]], None]
 logger = logging.getLogger(__name__)
@@ -51,12 +53,18 @@ class RunStore:
     writers: Sequence[RecordWriter] = ()
     """Further files with the records of all epochs."""
     disk: FileSystem = field(default_factory=FileSystem)
+    ranks: Ranks = Ranks()
+    """Only the first rank writes; all of them load."""
+    ask_every: int = 10
+    """With several ranks: batches between two agreements on whether to stop or to save."""
 
     def __enter__(self) -> RunStore:
         checkpoints = self.folder / "checkpoints"
-        run_id = run_id_of_folder(checkpoints, self.disk)
+        run_id = self.ranks.broadcast(run_id_of_folder(checkpoints, self.disk) if self.ranks.is_first else None)
         self.checkpoints = CheckpointStore(checkpoints, run_id, self.fingerprint, disk=self.disk)
-        self.checkpoints.clean_up()
+        if self.ranks.is_first:
+            self.checkpoints.clean_up()
+        self.ranks.broadcast(None)
         self.saver = BackgroundSaver(self.checkpoints)
         self.saver.__enter__()
         self.stop.__enter__()
@@ -103,7 +111,8 @@ class RunStore:
         if checkpoint.optimizer is not None:
             trainer.updater.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
         trainer.updater.load_state_dict(state["updater"])
-        trainer.sums.load_state_dict(state["sums"])
+        if self.ranks.is_first:  # it is the sum over all ranks
+            trainer.sums.load_state_dict(state["sums"])
         trainer.records = [EpochRecord.from_json(record) for record in state["records"]]
         for name, callback in trainer.callbacks.items():
             callback.load_state_dict(state["callbacks"].get(name, {}))
@@ -120,7 +129,7 @@ class RunStore:
         if finished is not None and set(trainer.eval_data) <= set(finished.scores):
             trainer.records.append(finished)
             trainer.start_epoch(progress.epoch + 1)
-            if saved != trainer.records:
+            if saved != trainer.records and self.ranks.is_first:
                 self._write_records(trainer.records)
         if trainer.position.epoch > trainer.num_epochs:
             logger.info("Already trained until epoch %d, nothing to do", progress.epoch)
@@ -135,9 +144,12 @@ class RunStore:
         Raises:
             NonFiniteError: a parameter is NaN or infinite; nothing is saved.
         """
-        self.saver.save_epoch(self._progress(trainer, None), trainer.model.state_dict(), _optimizer_state(trainer))
-        logger.log(FILES, "Save model and optimizer under %s.*", self.checkpoints.epoch_name(trainer.position.epoch))
+        progress = self._progress(trainer, None)
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
+        if not self.ranks.is_first:
+            return
+        self.saver.save_epoch(progress, trainer.model.state_dict(), _optimizer_state(trainer))
+        logger.log(FILES, "Save model and optimizer under %s.*", self.checkpoints.epoch_name(trainer.position.epoch))
 
     def save_within_epoch(self, trainer: Trainer) -> None:
         """After a batch: save when it is time, or when the run is asked to stop.
@@ -145,13 +157,15 @@ class RunStore:
         Raises:
             Stopped: after saving, when a signal came or the time is up.
         """
-        if not self.stop.requested and not self._is_due(trainer):
+        wish = self._agreed_wish(trainer)
+        if wish == GO_ON:
             return
         position = trainer.position
         progress = self._progress(trainer, position.batch)
-        self.saver.save_latest(progress, trainer.model.state_dict(), _optimizer_state(trainer))
+        if self.ranks.is_first:
+            self.saver.save_latest(progress, trainer.model.state_dict(), _optimizer_state(trainer))
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
-        if self.stop.requested:
+        if wish == STOP:
             self.saver.wait()
             total = trainer.train_data.num_batches(position.epoch)
             raise self.stop.stopped(f"epoch {position.epoch}, batch {position.batch} of {total} is saved")
@@ -170,6 +184,8 @@ class RunStore:
 
     def save_records(self, trainer: Trainer) -> None:
         """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed."""
+        if not self.ranks.is_first:
+            return
         self.saver.wait()
         self._write_records(trainer.records)
         scores = {record.epoch: trainer.selection_value(record, self.score) for record in trainer.records}
@@ -191,6 +207,13 @@ class RunStore:
         """Until everything is on the disk."""
         self.saver.wait()
 
+    def _agreed_wish(self, trainer: Trainer) -> int:
+        """What to do after this batch: the same on all ranks."""
+        if self.ranks.size > 1 and trainer.position.batch % self.ask_every:
+            return GO_ON
+        wish = STOP if self.stop.requested else SAVE if self._is_due(trainer) else GO_ON
+        return self.ranks.largest(wish)
+
     def _is_due(self, trainer: Trainer) -> bool:
         since, updates = self._saved_at
         by_steps = self.every_steps is not None and trainer.updater.num_updates - updates >= self.every_steps
@@ -201,7 +224,7 @@ class RunStore:
         rate = trainer.updater.optimizer.param_groups[0]["lr"]
         state = {
             "updater": trainer.updater.state_dict(),
-            "sums": trainer.sums.state_dict(),
+            "sums": {name: [s.sum, s.count] for name, s in self.ranks.merge(trainer.sums.scores()).items()},
             "seconds": trainer.position.seconds,
             "records": [record.to_json() for record in trainer.records],
             "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.device import seed_everything
 from returnn_hydra.engine.evaluator import TrainStep, evaluate
+from returnn_hydra.engine.ranks import DataParallelStep, Ranks
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.run_store import RunStore
 from returnn_hydra.engine.scores import Score, ScoreSums
@@ -52,6 +55,7 @@ class Trainer:
     device: torch.device
     num_epochs: int
     seed: int = 1
+    ranks: Ranks = Ranks()
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
     records: list[EpochRecord] = field(default_factory=list)
@@ -78,7 +82,7 @@ class Trainer:
     def run_epoch(self) -> None:
         """Train the epoch from where it stands, save, evaluate, record."""
         epoch = self.position.epoch
-        learning_rate = self.control.learning_rate(epoch, self.history())
+        learning_rate = self.ranks.broadcast(self.control.learning_rate(epoch, self.history()))
         if not self.position.trained:
             self.notify("on_epoch_start")
             self.train_epoch(epoch, learning_rate)
@@ -101,27 +105,36 @@ class Trainer:
         num_batches = self.train_data.num_batches(epoch)
         self.model.train()
         for batch in self.train_data.epoch(epoch, start=self.position.batch):
-            seed_everything(self.device, self.seed, epoch, self.position.batch)
+            seed_everything(self.device, self.seed, epoch, self.position.batch, self.ranks.rank)
             self.set_learning_rate(epoch, num_batches, learning_rate)
-            with self.updater.autocast():
-                losses = self.train_step(self.model, batch.to(self.device))
-            self.updater.update(losses, batch.seq_tags)
+            losses = self.train_batch(batch, is_last=self.position.batch + 1 == num_batches)
             self.sums.add(losses)
             self.position.batch += 1
             self.position.seconds = time.monotonic() - started
             self.notify("on_step_end", batch, losses)
             if self.updater.at_boundary:
                 self.store.save_within_epoch(self)
-        self.updater.flush()
+        self.updater.flush({})
+
+    def train_batch(self, batch: Batch, is_last: bool) -> Mapping[str, Loss]:
+        """Losses of one batch, and the update if this batch completes one."""
+        waits = isinstance(self.train_step, DataParallelStep) and not self.updater.is_last_of_update(is_last)
+        with self.train_step.without_sync() if waits else nullcontext():  # type: ignore[attr-defined]
+            with self.updater.autocast():
+                losses = self.train_step(self.model, batch.to(self.device))
+            self.updater.update(losses, batch.seq_tags, is_last)
+        return losses
 
     def evaluate_epoch(self, epoch: int, learning_rate: float) -> EpochRecord:
         """The scores of the epoch on every data set."""
-        scores: dict[str, dict[str, Score]] = {"train": self.sums.scores()}
+        scores: dict[str, dict[str, Score]] = {"train": self.ranks.merge(self.sums.scores())}
+        self.ranks.broadcast_buffers(self.model)
         seconds = {"train": self.position.seconds}
         for name, data in self.eval_data.items():
             started = time.monotonic()
             batches = self.store.until_stopped(data.epoch(epoch), epoch)
-            scores[name] = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
+            part = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
+            scores[name] = self.ranks.merge(part)
             seconds[name] = time.monotonic() - started
         statistics = dict(self.train_data.statistics(epoch))
         if self.position.seconds > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from returnn_hydra.batch import Loss
 from returnn_hydra.engine.errors import NonFiniteError
+from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.optim.gradients import GradientRules
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,29 +35,49 @@ class UpdateRules:
 class Updater:
     """Makes optimizer steps.
 
-    Accumulated batches give the gradient of one large batch: sums of losses over sums of counts.
+    Accumulated batches, and the batches of several ranks, give the gradient of one large batch: for every loss its
+    sum over all of them divided by its count over all of them.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, rules: UpdateRules, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rules: UpdateRules,
+        device: torch.device,
+        ranks: Ranks = Ranks(),
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.rules = rules
         self.device = device
+        self.ranks = ranks
         self.num_updates = 0
         self.num_skipped = 0
         self._consecutive_skipped = 0
-        self._accumulated = 0
-        self._count: Tensor | float = 0.0
-        self._value: Tensor | float = 0.0
-        self._seq_tags: list[str] = []
         self.scaler = torch.amp.GradScaler(device.type) if rules.amp == "float16" else None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._accumulated = 0
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | float] = {}
+        self._gradients: dict[str, list[Any]] = {}
+        """By loss, for every parameter its gradient or None."""
+        self._seq_tags: list[str] = []
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def at_boundary(self) -> bool:
         """No batch waits in an unfinished accumulation: the state can be saved."""
         return self._accumulated == 0
+
+    def is_last_of_update(self, is_last_of_epoch: bool) -> bool:
+        """Whether the coming batch completes an update."""
+        return is_last_of_epoch or self._accumulated + 1 == self.rules.grad_accum_steps
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for the forward pass, by `amp`."""
@@ -63,35 +85,98 @@ class Updater:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.rules.amp])
 
-    def update(self, losses: Mapping[str, Loss], seq_tags: list[str]) -> bool:
+    def update(self, losses: Mapping[str, Loss], seq_tags: list[str], is_last_of_epoch: bool = False) -> bool:
         """Add a batch; returns whether this made an optimizer step.
+
+        Args:
+            is_last_of_epoch: apply what has been accumulated, also when it is less than `grad_accum_steps` batches.
 
         Raises:
             NonFiniteError: a loss or the gradient is NaN or infinite, and the rules say to stop.
         """
+        completes = self.is_last_of_update(is_last_of_epoch)
+        optimised = {name: loss for name, loss in losses.items() if not loss.as_error and loss.scale != 0}
+        if not optimised:
+            raise ValueError(f"train_step gave no loss to optimise: {sorted(losses)} are all errors or have scale 0")
         if self._accumulated == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        total, count = self._total(losses)
+        for name, loss in optimised.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.sum.detach()
+            self._counts[name] = self._counts.get(name, 0.0) + loss.count
         self._seq_tags += seq_tags
         self._accumulated += 1
-        self._count = self._count + count
-        self._value = self._value + total.detach()
-        (self.scaler.scale(total) if self.scaler else total).backward()
-        if self._accumulated < self.rules.grad_accum_steps:
-            return False
-        return self.flush(losses)
+        self._backward(optimised)
+        return self.flush(losses) if completes else False
 
-    def flush(self, losses: Mapping[str, Loss] | None = None) -> bool:
-        """Apply what has been accumulated, also when it is less than `grad_accum_steps` batches."""
+    def flush(self, losses: Mapping[str, Loss]) -> bool:
+        """Apply what has been accumulated; returns whether this made an optimizer step."""
         if self._accumulated == 0:
             return False
-        if self.rules.grad_accum_steps > 1 and self.rules.normalization == "mean":
-            self._scale_gradients(1.0 / self._count)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if self.rules.grad_accum_steps > 1:
+            self._add_up_ranks()
+            self._divide_gradients()
+        return self._apply(losses)
+
+    def _backward(self, losses: Mapping[str, Loss]) -> None:
+        """Add the gradients of a batch, divided by the counts if these are complete."""
+        if self.rules.grad_accum_steps == 1:
+            self._add_up_ranks()
+            terms = [loss.sum * (loss.scale * self._factor(name)) for name, loss in losses.items()]
+            self._scaled(sum_of(terms)).backward()
+        elif len(losses) == 1:
+            (loss,) = losses.values()
+            self._scaled(loss.scale * loss.sum).backward()
+        else:
+            self._backward_by_loss(losses)
+
+    def _backward_by_loss(self, losses: Mapping[str, Loss]) -> None:
+        """Several losses, each with a count of its own that is known only at the end: their gradients wait apart."""
+        if self.ranks.size > 1:
+            raise ValueError("grad_accum_steps > 1 with several losses is not possible with several ranks")
+        parameters = self.parameters
+        for name, loss in losses.items():
+            total = self._scaled(loss.scale * loss.sum)
+            new = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+            old = self._gradients.get(name, [None] * len(parameters))
+            self._gradients[name] = [
+                b if a is None else a if b is None else a + b for a, b in zip(old, new, strict=True)
+            ]
+
+    def _divide_gradients(self) -> None:
+        if self._gradients:
+            for index, parameter in enumerate(self.parameters):
+                parts = [g[index] * self._factor(name) for name, g in self._gradients.items() if g[index] is not None]
+                parameter.grad = sum_of(parts) if parts else None
+        else:
+            (name,) = self._counts
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._factor(name))
+
+    def _add_up_ranks(self) -> None:
+        if self.ranks.size > 1:
+            names = list(self._counts)
+            values = [torch.as_tensor(self._counts[name], device=self.device) for name in names]
+            values += [torch.as_tensor(self._sums[name]) for name in names]
+            totals = self.ranks.sum(torch.stack([value.to(torch.float32) for value in values]))
+            self._counts = dict(zip(names, totals[: len(names)], strict=True))
+            self._sums = dict(zip(names, totals[len(names) :], strict=True))
+
+    def _factor(self, name: str) -> Tensor | float:
+        """What the gradient of a sum is multiplied by; the ranks' gradients are averaged, but sums are wanted."""
+        if self.rules.normalization == "sum":
+            return float(self.ranks.size)
+        return self.ranks.size / self._counts[name]
+
+    def _scaled(self, total: Tensor) -> Tensor:
+        return self.scaler.scale(total) if self.scaler else total
+
+    def _apply(self, losses: Mapping[str, Loss]) -> bool:
+        """Clip, check, step."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = self.rules.gradients.apply(parameters)
-        finite = bool(torch.isfinite(norm + self._value))
+        norm = self.rules.gradients.apply(self.parameters)
+        finite = math.isfinite(norm + sum(self._sums.values()))
         if self.scaler and not finite:  # an overflow of the loss scale is no error: the scaler lowers the scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -99,7 +184,7 @@ class Updater:
             self._step()
         else:
             self._on_nonfinite(norm, losses)
-        self._accumulated, self._count, self._value, self._seq_tags = 0, 0.0, 0.0, []
+        self._reset()
         return finite
 
     def _step(self) -> None:
@@ -111,32 +196,7 @@ class Updater:
         self.num_updates += 1
         self._consecutive_skipped = 0
 
-    def _total(self, losses: Mapping[str, Loss]) -> tuple[Tensor, Tensor | float]:
-        """What backward runs on, and the count it still has to be divided by (1 when it is complete)."""
-        optimised = {name: loss for name, loss in losses.items() if not loss.as_error and loss.scale != 0}
-        if not optimised:
-            raise ValueError(f"train_step gave no loss to optimise: {sorted(losses)} are all errors or have scale 0")
-        if self.rules.normalization == "sum":
-            return sum_of([loss.scale * loss.sum for loss in optimised.values()]), 0.0
-        if self.rules.grad_accum_steps == 1:
-            return sum_of([loss.scale * loss.mean for loss in optimised.values()]), 0.0
-        counts = [
-            torch.as_tensor(loss.count, dtype=torch.float64, device=loss.sum.device) for loss in optimised.values()
-        ]
-        if len(counts) > 1 and not all(torch.equal(count, counts[0]) for count in counts[1:]):
-            raise ValueError(
-                "grad_accum_steps > 1 needs losses with one common count, "
-                f"got { ({name: float(loss.count) for name, loss in optimised.items()}) }"
-            )
-        return sum_of([loss.scale * loss.sum for loss in optimised.values()]), counts[0]
-
-    def _scale_gradients(self, factor: Tensor | float) -> None:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-
-    def _on_nonfinite(self, norm: Tensor, losses: Mapping[str, Loss] | None) -> None:
+    def _on_nonfinite(self, norm: Tensor, losses: Mapping[str, Loss]) -> None:
         self.num_skipped += 1
         self._consecutive_skipped += 1
         if self.rules.on_nonfinite == "skip" and self._consecutive_skipped <= self.rules.max_consecutive_nonfinite:
@@ -146,7 +206,7 @@ class Updater:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
         ]
-        values = {name: float(loss.mean) for name, loss in (losses or {}).items()}
+        values = {name: float(loss.mean) for name, loss in losses.items()}
         raise NonFiniteError(
             f"update {self.num_updates + 1}: gradient norm {float(norm)}, losses {values}; "
             f"bad gradients in {', '.join(bad[:5]) or 'no parameter'}{' ...' if len(bad) > 5 else ''}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,13 +16,16 @@ from returnn_hydra.build import Builder
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.engine.device import seed_everything, select_device
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.log import RunLog
-from returnn_hydra.tasks.data import build_specs
+from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.tasks.data import build_loader, build_specs
 from returnn_hydra.tasks.run_folder import RunFolder
 
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "task": ("context",),
-    "model": (),
+    "model": ("extern_data",),
     "train_step": ("extern_data",),
     "forward_step": ("extern_data",),
     "forward_callback": ("folder", "data_name", "model_outputs"),
@@ -42,10 +46,13 @@ class Context:
     device: torch.device
     extern_data: dict[str, TensorSpec]
     overrides: list[str]
+    ranks: Ranks = Ranks()
     log: RunLog | None = None
 
     @classmethod
-    def create(cls, config: Composed, folder: RunFolder, builder: Builder, overrides: list[str]) -> Context:
+    def create(
+        cls, config: Composed, folder: RunFolder, builder: Builder, overrides: list[str], ranks: Ranks
+    ) -> Context:
         """Check what can be checked before anything is built.
 
         Raises:
@@ -57,17 +64,19 @@ class Context:
         for name, node in values["callbacks"].items():
             builder.check(node, f"callbacks.{name}", ["folder"])
         try:
-            device = select_device(values["device"])
+            device = select_device(values["device"], ranks.local_rank if ranks.size > 1 else None)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if values["num_threads"]:
             torch.set_num_threads(values["num_threads"])
         extern_data = build_specs(builder, values["extern_data"], "extern_data")
-        return cls(config, values, folder, builder, device, extern_data, overrides)
+        return cls(config, values, folder, builder, device, extern_data, overrides, ranks)
 
     def __enter__(self) -> Context:
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(self.values["log_verbosity"], self.folder.log_file)
+        first = self.ranks.is_first
+        file = self.folder.log_file if first else self.folder.path / f"run.rank{self.ranks.rank}.log"
+        self.log = RunLog(self.values["log_verbosity"], file, terminal=first)
         return self
 
     def __exit__(
@@ -76,10 +85,34 @@ class Context:
         assert self.log is not None
         self.log.close()
 
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """The run folder's lock, held by the first rank."""
+        if not self.ranks.is_first:
+            return contextlib.nullcontext()
+        return RunLock(self.folder.path, steal=self.values["steal_lock"])
+
+    def loader(self, name: str, conf: dict[str, Any], equal_batches: bool = False) -> Loader:
+        """A data set with its order and batches, this rank's part of them.
+
+        Args:
+            equal_batches: every rank gets the same number, as training needs.
+        """
+        return build_loader(
+            self.builder,
+            conf,
+            f"datasets.{name}",
+            self.extern_data,
+            self.values["seed"],
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            equal_batches=equal_batches,
+            pin_memory=self.device.type == "cuda",
+        )
+
     def model(self) -> nn.Module:
         """The model with its first parameters, on the device; the same for the same seed."""
         seed_everything(self.device, self.values["seed"])
-        model = self.builder.build(self.values["model"], "model")
+        model = self.builder.make(self.values["model"], "model", extern_data=self.extern_data)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, {self.values['model']} gave {type(model).__name__}")
         return model.to(self.device)

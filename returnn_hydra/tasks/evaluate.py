@@ -11,7 +11,6 @@ from returnn_hydra.engine.files import FileSystem, write_text
 from returnn_hydra.engine.log import RESULTS
 from returnn_hydra.engine.scores import Score
 from returnn_hydra.tasks.context import Context
-from returnn_hydra.tasks.data import build_loader
 from returnn_hydra.tasks.parts import load_model
 
 logger = logging.getLogger(__name__)
@@ -27,15 +26,19 @@ def run(context: Context) -> float | None:
     train_step = context.step("train_step")
     scores: dict[str, dict[str, Score]] = {}
     for name, conf in confs.items():
-        loader = build_loader(context.builder, conf, f"datasets.{name}", context.extern_data, values["seed"])
-        scores[name] = evaluate(model, train_step, loader.epoch(epoch), context.device, contextlib.nullcontext)
+        batches = context.loader(name, conf).epoch(epoch)
+        part = evaluate(model, train_step, batches, context.device, contextlib.nullcontext)
+        scores[name] = context.ranks.merge(part)
     for line in table(scores):
         logger.log(RESULTS, line)
+    first = next(iter(next(iter(scores.values())).values()), None)
+    score = first.mean if first else None
+    if not context.ranks.is_first:
+        return score
     file = context.folder.path / f"evaluation.{epoch:03d}.json"
     write_text(FileSystem(), file, json.dumps(_plain(epoch, scores), indent=1) + "\n")
     logger.info("Scores of epoch %d: %s", epoch, file)
-    first = next(iter(next(iter(scores.values())).values()), None)
-    return first.mean if first else None
+    return score
 
 
 def table(scores: dict[str, dict[str, Score]]) -> list[str]:

@@ -24,6 +24,8 @@ WINDOW = 2000
 
 def run(context: Context) -> int:
     """Forward `forward_data` through the model of `load_epoch`; returns the number of sequences."""
+    if not context.ranks.is_first:
+        return 0
     values = context.values
     name = values["forward_data"]
     conf = context.dataset_conf(name, "forward_data")
@@ -33,7 +35,7 @@ def run(context: Context) -> int:
         raise ConfigError("forward_callback: task=forward needs one (hdf, text, priors, ...)")
     model_outputs = build_specs(context.builder, values["model_outputs"], "model_outputs")
     model, epoch = load_model(context)
-    callback = context.builder.build(
+    callback = context.builder.make(
         values["forward_callback"],
         "forward_callback",
         folder=context.folder.path / f"forward.{epoch:03d}",

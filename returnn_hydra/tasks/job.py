@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from returnn_hydra.build import Builder
 from returnn_hydra.config.compose import Composed, finish
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import run_name
-from returnn_hydra.engine.errors import last_line
+from returnn_hydra.config.schema import Config
+from returnn_hydra.engine.errors import LockedError, StateError, last_line
+from returnn_hydra.engine.ranks import Ranks, started_by_torchrun
 from returnn_hydra.engine.status import write_result
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.run_folder import RunFolder
 
+FOLLOWER_TIMEOUT = 300.0
+"""Seconds to wait for the first rank's process to come up."""
 DEFAULT_CHOICES = {"task": "train", "extern_data": "japanese_vowels", "datasets": "japanese_vowels", "model": "blstm"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra composed, in a form that the first rank can send to the others."""
+
+    composed: str
+    """YAML, with interpolations."""
+    overrides: list[str]
+    choices: dict[str, str | None]
+    in_sweep: bool
 
 
 def run(composed: DictConfig) -> Any:
     """Run one composed configuration; returns what the task returns (a score, for sweepers)."""
     hydra = HydraConfig.get()
-    overrides = [str(word) for word in hydra.overrides.task]
-    config = finish(composed, overrides)
-    folder = RunFolder(_folder(config, dict(hydra.runtime.choices), overrides))
-    context = Context.create(config, folder, Builder(_allowed(config, overrides)), overrides)
-    task = context.builder.build(config.values["task"], "task")
+    job = Job(
+        OmegaConf.to_yaml(composed),
+        [str(word) for word in hydra.overrides.task],
+        {str(group): choice for group, choice in hydra.runtime.choices.items()},
+        hydra.mode == RunMode.MULTIRUN,
+    )
+    if started_by_torchrun():
+        Ranks.start(composed.distributed_timeout).broadcast(job)
+    return _run(job)
+
+
+def follow() -> None:
+    """All ranks but the first: run the jobs that the first one composes, until it has no more."""
+    ranks = Ranks.start(FOLLOWER_TIMEOUT)
+    while (job := ranks.broadcast(None)) is not None:
+        _run(job)
+
+
+def dismiss_followers() -> None:
+    """The first rank has no more jobs."""
+    Ranks.start(FOLLOWER_TIMEOUT).broadcast(None)
+
+
+def _run(job: Job) -> Any:
+    composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(job.composed))
+    assert isinstance(composed, DictConfig)
+    config = finish(composed, job.overrides)
+    folder = RunFolder(_folder(config, job.choices, job.overrides))
+    ranks = Ranks.start(config.values["distributed_timeout"])
+    builder = Builder(_allowed(config, job.overrides))
+    context = Context.create(config, folder, builder, job.overrides, ranks)
+    task = builder.build(config.values["task"], "task")
     started = time.monotonic()
-    facts: dict[str, Any] = {"task": str(hydra.runtime.choices.get("task"))}
+    facts: dict[str, Any] = {"task": str(job.choices.get("task"))}
     failure: BaseException | None = None
     with context:
         try:
@@ -41,12 +85,14 @@ def run(composed: DictConfig) -> Any:
             failure = error
             assert context.log is not None
             context.log.only_to_file(last_line(error), error)
-            if hydra.mode == RunMode.MULTIRUN:  # Hydra shows only the first of several failures, and at the end
+            if job.in_sweep:  # Hydra shows only the first of several failures, and at the end
                 print(f"{folder.path}: {last_line(error)}", file=sys.stderr)
             raise
         finally:
             facts["seconds"] = round(time.monotonic() - started, 3)
-            write_result(folder.disk, folder.path, failure, facts)
+            if ranks.is_first and not isinstance(failure, LockedError):
+                with contextlib.suppress(StateError) if failure else contextlib.nullcontext():
+                    write_result(folder.disk, folder.path, failure, facts)
     return facts["score"]
 
 

@@ -54,7 +54,7 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
         on_nonfinite=values["on_nonfinite"],
         max_consecutive_nonfinite=values["max_consecutive_nonfinite"],
     )
-    return Updater(model, optimizer, rules, context.device)
+    return Updater(model, optimizer, rules, context.device, context.ranks)
 
 
 def build_control(context: Context) -> LearningRateControl:
@@ -102,18 +102,20 @@ def open_store(context: Context) -> RunStore:
         raise ConfigError(str(error)) from error
     return RunStore(
         context.folder.path,
-        fingerprint=fingerprint(values),
+        fingerprint=fingerprint(values, context.ranks.size),
         allow_changed=values["allow_changed"],
         retention=Retention(values["keep_last"], values["keep_best"], values["keep_epochs"]),
         score=values["score"],
         every_steps=values["checkpoint_every"]["steps"],
         every_minutes=values["checkpoint_every"]["minutes"],
         stop=stop,
+        ranks=context.ranks,
+        ask_every=values["log_every"],
         writers=[lambda folder, records: write_learning_rate_file(folder / "learning_rates", records)],
     )
 
 
-def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """What decides the numbers of a training, flat: `{"model.hidden_dim": 64, ...}`."""
     flat: dict[str, Any] = {}
 
@@ -132,6 +134,7 @@ def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
         if key not in NOT_FINGERPRINTED:
             add(key, value)
     flat.pop("datasets.train.num_workers", None)
+    flat["world_size"] = world_size
     return flat
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 
 from returnn_hydra.config.errors import ConfigError
-from returnn_hydra.engine.lock import RunLock
+from returnn_hydra.engine.ranks import DataParallelStep
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.tasks.context import Context
-from returnn_hydra.tasks.data import build_loader
 from returnn_hydra.tasks.parts import build_callbacks, build_control, build_updater, open_store
 
 logger = logging.getLogger(__name__)
@@ -20,15 +19,15 @@ def run(context: Context) -> float | None:
     confs = context.dataset_confs()
     if "train" not in confs:
         raise ConfigError("datasets.train: task=train needs it")
-    with RunLock(context.folder.path, steal=values["steal_lock"]), open_store(context) as store:
-        loaders = {
-            name: build_loader(context.builder, conf, f"datasets.{name}", context.extern_data, values["seed"])
-            for name, conf in confs.items()
-        }
+    with context.lock(), open_store(context) as store:
+        loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
         model = context.model()
+        train_step = context.step("train_step")
+        if context.ranks.size > 1:
+            train_step = DataParallelStep(model, train_step, context.device)
         trainer = Trainer(
             model=model,
-            train_step=context.step("train_step"),
+            train_step=train_step,
             updater=build_updater(context, model),
             control=build_control(context),
             train_data=loaders.pop("train"),
@@ -37,7 +36,8 @@ def run(context: Context) -> float | None:
             device=context.device,
             num_epochs=values["num_epochs"],
             seed=values["seed"],
-            callbacks=build_callbacks(context),
+            ranks=context.ranks,
+            callbacks=build_callbacks(context) if context.ranks.is_first else {},
         )
         records = trainer.run()
     if not records:
