@@ -441,7 +441,7 @@ def sequence_distances(
     raw = output.expanded([*others, time])
     assert time.lengths is not None
     lengths = NamedTensor(time.lengths, time.over).expanded(others)
-    rows = _mapped(_sequences(raw.reshape(-1, time.size), lengths.reshape(-1)), label_map)
+    rows = _mapped(_sequences(raw.flatten(0, -2), lengths.reshape(-1)), label_map)
     repeated = [row for row in reference for _ in range(len(rows) // max(len(reference), 1))]
     return _distances(rows, repeated, raw.device).reshape(raw.shape[:-1])
 

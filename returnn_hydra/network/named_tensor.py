@@ -289,6 +289,8 @@ def _find_match(axis: Axis, tensor: NamedTensor, free: list[Axis], features: lis
         if any(other.kind == BATCH for other in free):
             raise NetworkError(f"two different batch axes meet: {axis} and {free}")
         return None
+    if axis.kind == BEAM:
+        return None
     if axis is tensor.feature:
         other = next((other for other in features if other is not None and other in free), None)
         if other is not None and (other.size == axis.size or axis.size == 1):

@@ -26,7 +26,7 @@ class InitialValues:
     def __init__(self, rec: RecScope) -> None:
         self.rec = rec
         self._values: dict[str, NamedTensor] = {}
-        self._trial: TrialScope | None = None
+        self.in_progress: set[str] = set()
         self._templates: dict[str, NamedTensor] = {}
 
     def of(self, scope: Scope, name: str) -> NamedTensor:
@@ -96,7 +96,11 @@ class InitialValues:
         """A tensor with the shape of a layer's frame."""
         spec = scope.net.spec(name)
         if spec.path not in self._templates:
-            self._templates[spec.path] = self._make_template(scope, spec)
+            self.in_progress.add(spec.path)
+            try:
+                self._templates[spec.path] = self._make_template(scope, spec)
+            finally:
+                self.in_progress.discard(spec.path)
         return self._templates[spec.path]
 
     def _make_template(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
@@ -105,7 +109,7 @@ class InitialValues:
             dim, vocab = scope.target_spec(LayerCall(scope, spec).default_target())
             zeros = torch.zeros(batch.size, dtype=torch.int32, device=device)
             return NamedTensor(zeros, (batch,), sparse_dim=dim, vocab=vocab)
-        if spec.known.name == "rnn_cell":
+        if _has_unit(spec):
             call = LayerCall(scope, spec)
             feature = call.new_feature(call.need_n_out())
             return NamedTensor(torch.zeros(batch.size, feature.size, device=device), (batch, feature), feature=feature)
@@ -115,9 +119,7 @@ class InitialValues:
         return found.like(found.raw.detach())
 
     def trial(self) -> TrialScope:
-        if self._trial is None:
-            self._trial = TrialScope(self)
-        return self._trial
+        return TrialScope(self)
 
     def fallback(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
         """Zeros with only a feature axis, for a layer whose shape depends on itself."""
@@ -138,7 +140,7 @@ class InitialValues:
             return None
         seen.add(spec.path)
         sizes = []
-        for source in spec.sources:
+        for source in [*spec.sources, *([spec.options["base"]] if "base" in spec.options else [])]:
             name = str(source).removeprefix("prev:")
             if name in scope.net:
                 sizes.append(self._feature_size(scope, scope.net.spec(name), seen))
@@ -158,19 +160,28 @@ class TrialScope(StepScope):
         self.initials = initials
 
     def layer(self, name: str) -> NamedTensor:
-        if name in self._active and name in self.rec.plan.loop:
-            return self.initials.fallback(self, self.net.spec(name))
-        if self.net.spec(name).known.name == "choice":
-            return self.initials.template(self, name)
+        if name in self.rec.plan.loop:
+            spec = self.net.spec(name)
+            if name in self._active:
+                return self.initials.fallback(self, spec)
+            if spec.known.name == "choice" or (_has_unit(spec) and spec.path not in self.initials.in_progress):
+                return self.initials.template(self, name)
         return super().layer(name)
 
     def previous_of(self, scope: Scope, name: str) -> NamedTensor:
-        if name in self._active and name in self.net and name in self.rec.plan.loop:
-            spec = self.net.spec(name)
-            if spec.known.name not in ("choice", "rnn_cell"):
-                return self.initials.fallback(self, spec)
+        if name in scope.net:
+            spec = scope.net.spec(name)
+            if spec.path in self.initials.in_progress and spec.known.name != "choice":
+                return self.initials.fallback(scope, spec)
         return super().previous_of(scope, name)
 
     def record(self, ended: NamedTensor | None, lengths: NamedTensor | None) -> Frame:
         raise AssertionError("a trial is no frame")
 
+
+
+def _has_unit(spec: LayerSpec) -> bool:
+    """Layers whose output size is known without computing them."""
+    return spec.known.name == "rnn_cell" or (
+        spec.known.name == "rec" and isinstance(spec.options.get("unit"), str) and "n_out" in spec.options
+    )

@@ -228,8 +228,10 @@ class RecScope(Scope):
             ]
             if values:
                 self.stacked[name] = stack_frames(values, self.loop)
-            else:
+            else:  # every hypothesis is empty
                 first = self.initials.template(self, name)
+                if frames:
+                    first = _of_final(frames[0].values[name], frames[0].beam, beams[0])
                 raw = first.raw.new_zeros(0, *first.raw.shape)
                 self.stacked[name] = first.like(raw, [self.loop, *first.axes])
 
