@@ -28,7 +28,7 @@ NUM_PROBES = 8
 """Files whose headers are compared with the list's durations before these are believed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """An entry of the list of utterances."""
 

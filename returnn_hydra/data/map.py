@@ -11,14 +11,15 @@ import numpy as np
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import checked_streams, specs_from_options, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
-from returnn_hydra.data.views import Indices
+from returnn_hydra.data.views import Indices, SubsetDataset
 
 
 class MapStyle(Protocol):
     """What a user writes: a torch `Dataset`, a list, or a class of one's own.
 
     It may also have `get_seq_len(index) -> int` (frames, for orderings by length), `get_seq_lengths(stream) -> array`
-    (exact frames of all sequences, so that batches can be made ahead) and `get_seq_tag(index) -> str`.
+    (exact frames of all sequences, so that batches can be made ahead), `get_seq_tag(index) -> str` and
+    `get_seq_order(epoch) -> indices` (which sequences an epoch has).
     """
 
     def __len__(self) -> int: ...
@@ -73,3 +74,11 @@ class MapDataset(Dataset):
             for i, tag in zip(indices, tags, strict=True)
         ]
         return Examples(tags, {name: [seq[name] for seq in seqs] for name in self.streams})
+
+    def at_epoch(self, epoch: int) -> Dataset:
+        if not hasattr(self.data, "get_seq_order"):
+            return self
+        try:
+            return SubsetDataset(self, self.data.get_seq_order(epoch=epoch))
+        except NotImplementedError:  # how RETURNN's MapDatasetBase says that it has no order of its own
+            return self

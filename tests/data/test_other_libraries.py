@@ -147,6 +147,7 @@ def cuts(tmp_path):
     return lhotse.CutSet.from_cuts(made)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_lhotse_audio(cuts, tmp_path):
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
     dataset = LhotseDataset(
@@ -211,6 +212,19 @@ def test_map_style():
     with pytest.raises(DataError, match="a int has no __len__"):
         MapDataset(3, {})
     assert MapDataset([{"data": [1.0]}], {"data": {"shape": [None]}}).read([0]).streams["data"][0].tolist() == [1.0]
+
+
+class Ordered(Numbers):
+    def get_seq_order(self, epoch):
+        if epoch > 2:
+            raise NotImplementedError
+        return [2, 0, 2][epoch - 1 :]
+
+
+def test_map_style_with_an_order_of_its_own():
+    dataset = MapDataset(Ordered(), {"data": {"dim": 2}, "label": {"dim": 3, "sparse": True, "shape": []}})
+    tags = [dataset.at_epoch(e).seq_tags(range(len(dataset.at_epoch(e)))) for e in (1, 2, 3)]
+    assert tags == [["seq-2", "seq-0", "seq-2#2"], ["seq-0", "seq-2"], ["seq-0", "seq-1", "seq-2"]]
 
 
 def test_numpy_dump(tmp_path):
