@@ -14,62 +14,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from returnn_hydra.compat.dataset_leaves import LEAVES, UNSUPPORTED, Planner
 from returnn_hydra.compat.dataset_options import Options
+from returnn_hydra.compat.dataset_plan import DATA, ORDER, PLAIN_ORDER, DatasetPlan, Node
 from returnn_hydra.compat.map_seq import MapSeq, MapStream
-from returnn_hydra.compat.vocab_dicts import vocab_node
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.config.literals import parse_literal
 from returnn_hydra.data.dataset import Dataset
 
-Node = dict[str, Any]
-DATA = "returnn_hydra.data."
-ORDER = ("seq_ordering", "partition_epoch", "repeat_epoch", "fixed_random_seed", "random_seed_offset")
-_PLAIN_ORDER = {"seq_ordering", "partition_epoch", "repeat_epoch"}
 _CACHING = ("use_cache_manager", "cache_byte_size", "preload_next_n_sub_epochs", "buffer_size", "buf_size")
-
-
-@dataclass
-class DatasetPlan:
-    """What a dataset dict asks for."""
-
-    source: Node
-    order: dict[str, Any] = field(default_factory=dict)
-    """Arguments of SeqOrder."""
-    batching: dict[str, Any] = field(default_factory=dict)
-    """`chunking`, `min_chunk_size`."""
-    num_workers: int = 0
-    notes: list[str] = field(default_factory=list)
-    """Options without effect."""
-    tags_file: Any = None
-    """The wanted sequences (`seq_list_filter_file`)."""
-
-    @property
-    def unordered(self) -> Node:
-        """The wanted sequences of the source, whatever their order."""
-        return self.source if self.tags_file is None else _filtered(self.source, self.tags_file)
-
-    def node(self) -> Node:
-        """The source in its own order, as a part of another data set.
-
-        As in RETURNN, all sequences are put in order before the wanted ones are picked, unless they are partitioned.
-        """
-        if not self.order or self.order == {"seq_ordering": "default"}:
-            return self.unordered
-        first = self.order.get("partition_epoch", 1) > 1
-        source = self.unordered if first else self.source
-        ordered = {"_target_": DATA + "ordered.OrderedDataset", "dataset": source, **self.order}
-        return ordered if first or self.tags_file is None else _filtered(ordered, self.tags_file)
-
-    def conf(self) -> dict[str, Any]:
-        """The entry `datasets.<name>` of our configuration; orders are RETURNN's, whatever the run's seed."""
-        conf: dict[str, Any] = {**self.batching, "num_workers": self.num_workers, "seed": 1}
-        if set(self.order) <= _PLAIN_ORDER and self.tags_file is None:
-            return {"source": self.source, **self.order, **conf}
-        return {"source": self.node(), **conf}
 
 
 def plan_dataset(value: Any, path: str, default_ordering: Any = None) -> DatasetPlan:
@@ -142,20 +97,7 @@ def _common(options: Options, plan: DatasetPlan) -> None:
             plan.tags_file = tags
 
 
-def _filtered(source: Node, file: Any) -> Node:
-    return {
-        "_target_": DATA + "filter.FilterDataset",
-        "dataset": source,
-        "seq_list_filter_file": file,
-        "require_all": False,
-    }
-
-
-# One function per class: (options, the order that stands in the dict) -> plan.
-
-
-def _hdf(options: Options, order: Node) -> DatasetPlan:
-    return DatasetPlan({"_target_": DATA + "hdf.HDFDataset", "files": options.need("files")}, order)
+# The data sets that hold others: (options, the order that stands in the dict) -> plan.
 
 
 def _meta(options: Options, order: Node) -> DatasetPlan:
@@ -199,7 +141,7 @@ def _combined(options: Options, order: Node) -> DatasetPlan:
     if order.get("seq_ordering") in ("reversed", "interleave", "random_dataset"):
         source["mixing"] = order.pop("seq_ordering")
         source.update({name: order[name] for name in ORDER[1:] if name != "repeat_epoch" and name in order})
-        order = {name: order[name] for name in _PLAIN_ORDER if name in order}
+        order = {name: order[name] for name in PLAIN_ORDER if name in order}
     return DatasetPlan(source, order)
 
 
@@ -289,183 +231,6 @@ def _variable(options: Options, order: Node) -> DatasetPlan:
     return DatasetPlan({"_target_": DATA + "variable.VariableDataset", "get_dataset": function}, order)
 
 
-def _ogg_zip(options: Options, order: Node) -> DatasetPlan:
-    path = options.path
-    names = ("targets_post_process", "content_name", "zip_audio_files_have_name_as_prefix")
-    audio = options.take("audio")
-    source: Node = {
-        "_target_": DATA + "audio.AudioZipDataset",
-        "path": options.need("path"),
-        "audio": None if audio is None else {"_target_": DATA + "features.AudioFeatures", **audio},
-        "targets": vocab_node(options.take("targets"), f"{path}.targets"),
-        **options.some(*names),
-    }
-    if (segments := options.take("segment_file")) is not None:
-        source = _filtered(source, segments)
-    size, seed = options.take("fixed_random_subset"), options.take("fixed_random_subset_seed", 42)
-    if size is not None:
-        source = {"_target_": DATA + "filter.RandomSubset", "dataset": source, "size": size, "seed": seed}
-    if curriculum := options.take("epoch_wise_filter"):
-        limits = {_epochs(epochs): limit["max_mean_len"] for epochs, limit in curriculum.items()}
-        source = {"_target_": DATA + "filter.CurriculumDataset", "dataset": source, "max_mean_length": limits}
-    return DatasetPlan(source, order)
-
-
-def _epochs(key: Any) -> str:
-    first, last = key
-    return f"{first}-{'' if last is None else last}"
-
-
-def _lm(options: Options, order: Node) -> DatasetPlan:
-    words = options.some("word_based", "seq_end_symbol", "unknown_symbol", "auto_replace_unknown_symbol")
-    words |= options.some("word_end_symbol", "orth_replace_map_file")
-    words |= options.take("parse_orth_opts") or {}
-    vocab = vocab_node(options.take("orth_vocab"), f"{options.path}.orth_vocab")
-    files = [options.take(name) for name in ("orth_symbols_map_file", "orth_symbols_file")]
-    symbols = next((file for file in files if file is not None), None)
-    if vocab is None and symbols is None:
-        raise ConfigError(f"{options.path}: expected orth_vocab or orth_symbols_map_file")
-    if vocab is None:
-        vocab = {"_target_": DATA + "orth_vocab.OrthVocabulary", "vocab_file": symbols, **words}
-    names = ("skip_empty_lines", "add_delayed_seq_data", "delayed_seq_data_start_symbol", "seq_list_file", "dtype")
-    source = {
-        "_target_": DATA + "text.LmDataset",
-        "corpus_file": options.need("corpus_file"),
-        "vocab": vocab,
-        **options.some(*names, "tag_prefix", "orth_post_process"),
-    }
-    source.setdefault("dtype", "smallest")
-    source["skip_invalid_seqs"] = not options.take("error_on_invalid_seq", True)
-    options.only("phone_info", (None,), "phonemes are not supported")
-    options.only("add_random_phone_seqs", (None, 0), "phonemes are not supported")
-    return DatasetPlan(source, order)
-
-
-def _translation(options: Options, order: Node) -> DatasetPlan:
-    folder, postfix = options.need("path"), options.need("file_postfix")
-    unknown = options.take("unknown_label")
-    sides = ["source"] if options.take("source_only", False) else ["source", "target"]
-    source: Node = {"_target_": DATA + "text.TranslationDataset"}
-    for side in sides:
-        label = unknown.get("data" if side == "source" else "classes") if isinstance(unknown, Mapping) else unknown
-        source[f"{side}_file"] = _text_file(f"{folder}/{side}.{postfix}")
-        source[f"{side}_vocab"] = {
-            "_target_": DATA + "vocab.Vocabulary",
-            "vocab_file": f"{folder}/{side}.vocab.pkl",
-            "unknown_label": label,
-        }
-    return DatasetPlan({**source, **options.some("source_postfix", "target_postfix", "seq_list_file")}, order)
-
-
-def _text_file(name: str) -> str:
-    """The file, or its packed form where only that exists."""
-    return f"{name}.gz" if not Path(name).exists() and Path(f"{name}.gz").exists() else name
-
-
-def _text_dict(options: Options, order: Node) -> DatasetPlan:
-    vocab = vocab_node(options.need("vocab"), f"{options.path}.vocab")
-    names = options.some("filename", "item_format")
-    return DatasetPlan({"_target_": DATA + "text.TextDictDataset", "vocab": vocab, **names}, order)
-
-
-def _static(options: Options, order: Node) -> DatasetPlan:
-    dims = options.take("output_dim") or {}
-    options.idle("the arrays say it", ["target_list", "input_dim"])
-    streams = {name: _legacy_spec(value) for name, value in dims.items()}
-    source = {"_target_": DATA + "arrays.StaticDataset", "data": options.need("data"), "streams": streams or None}
-    return DatasetPlan(source, order)
-
-
-def _legacy_spec(value: Any) -> Node:
-    """`dim` or `(dim, ndim)`: one axis means labels."""
-    dim, ndim = value if isinstance(value, list | tuple) else (value, 2)
-    return {"dim": dim, "sparse": ndim == 1, "shape": (None,) * (ndim - 1) + ((dim,) if ndim > 1 else (None,))}
-
-
-def _anything(options: Options, order: Node) -> DatasetPlan:
-    return DatasetPlan({"_target_": DATA + "arrays.AnythingDataset", "streams": dict(options.need("data_keys"))}, order)
-
-
-def _map(options: Options, order: Node) -> DatasetPlan:
-    data = options.need("map_dataset")
-    data = data() if isinstance(data, type) or (callable(data) and not hasattr(data, "__getitem__")) else data
-    types = options.take("data_types") or getattr(data, "data_types", None)
-    if types is None:
-        raise ConfigError(f"{options.path}: 'data_types' is missing: {{stream: its options, e.g. dim and sparse}}")
-    return DatasetPlan({"_target_": DATA + "map.MapDataset", "data": data, "streams": dict(types)}, order)
-
-
-def _generated(target: str, *names: str) -> Callable[[Options, Node], DatasetPlan]:
-    """A generated data set: its content depends on the epoch and the seeds."""
-
-    def plan(options: Options, order: Node) -> DatasetPlan:
-        content: Node = {
-            name: order[name]
-            for name in ("partition_epoch", "fixed_random_seed", "random_seed_offset")
-            if name in order
-        }
-        source: Node = {
-            "_target_": f"{DATA}generating.{target}",
-            "num_seqs": options.need("num_seqs"),
-            **options.some(*names),
-        }
-        if target != "DummyDataset":
-            source.update(content)
-        kept = {name: value for name, value in order.items() if name not in ("partition_epoch", "fixed_random_seed")}
-        return DatasetPlan(source, order if target == "DummyDataset" else kept)
-
-    return plan
-
-
-_DUMMY = ("input_dim", "output_dim", "seq_len", "input_max_value", "input_shift", "input_scale")
-CLASSES: dict[str, Callable[[Options, Node], DatasetPlan]] = {
-    "HDFDataset": _hdf,
-    "MetaDataset": _meta,
-    "CombinedDataset": _combined,
-    "ConcatDataset": _concat,
-    "ConcatSeqsDataset": _concat_seqs,
-    "MultiProcDataset": _multi_proc,
-    "MultiEpochDataset": _multi_epoch,
-    "PostprocessingDataset": _postprocessing,
-    "DistributeFilesDataset": _distribute,
-    "VariableDataset": _variable,
-    "OggZipDataset": _ogg_zip,
-    "LmDataset": _lm,
-    "TranslationDataset": _translation,
-    "TextDictDataset": _text_dict,
-    "StaticDataset": _static,
-    "AnythingDataset": _anything,
-    "MapDatasetWrapper": _map,
-    "Task12AXDataset": _generated("Task12AX"),
-    "TaskEpisodicCopyDataset": _generated("EpisodicCopyTask"),
-    "TaskXmlModelingDataset": _generated("XmlTask", "limit_stack_depth"),
-    "TaskVariableAssignmentDataset": _generated("VariableAssignmentTask"),
-    "TaskNumberBaseConvertDataset": _generated(
-        "NumberBaseTask", "input_base", "output_base", "min_input_seq_len", "max_input_seq_len"
-    ),
-    "CopyTaskDataset": _generated(
-        "CopyTask", "nsymbols", "minlen", "maxlen", "minlen_epoch_factor", "maxlen_epoch_factor"
-    ),
-    "DummyDataset": _generated("DummyDataset", *_DUMMY),
-    "DummyDatasetMultipleSequenceLength": _generated("DummyDataset", *_DUMMY),
-}
-"""RETURNN class to the function that plans it."""
-
-_RASR = "RASR (Sprint) is not called from here; dump its data to HDF files with RETURNN's hdf_dump, then use HDFDataset"
-UNSUPPORTED = {
-    "ExternSprintDataset": _RASR,
-    "SprintCacheDataset": _RASR,
-    "SprintDatasetBase": _RASR,
-    "LibriSpeechCorpus": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
-    "BlissDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
-    "TimitDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
-    "NltkTimitDataset": "convert the corpus to an OggZipDataset archive (NAME.zip with NAME.txt), then use that class",
-    "NumpyDumpDataset": "write HDF files instead, then use HDFDataset",
-    "StereoHdfDataset": "it has been out of use for years; use HDFDataset",
-}
-"""Classes that are refused, and what to do instead."""
-
-
 class DictFunction:
     """A function of a config that returns a dataset dict, as one that returns the data set."""
 
@@ -475,6 +240,21 @@ class DictFunction:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Dataset:
         return build_dataset(self.function(*arguments, **keywords), self.path)
+
+
+CLASSES: dict[str, Planner] = {
+    **LEAVES,
+    "MetaDataset": _meta,
+    "CombinedDataset": _combined,
+    "ConcatDataset": _concat,
+    "ConcatSeqsDataset": _concat_seqs,
+    "MultiProcDataset": _multi_proc,
+    "MultiEpochDataset": _multi_epoch,
+    "PostprocessingDataset": _postprocessing,
+    "DistributeFilesDataset": _distribute,
+    "VariableDataset": _variable,
+}
+"""RETURNN class to the function that plans it."""
 
 
 def build_dataset(value: Any, path: str, default_ordering: Any = None) -> Dataset:

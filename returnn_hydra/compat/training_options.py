@@ -12,7 +12,7 @@ from typing import Any
 
 from returnn_hydra.compat.checkpoint_cleanup import CleanupRule
 from returnn_hydra.compat.dynamic_learning_rate import DynamicLearningRate
-from returnn_hydra.compat.vocab_dicts import vocab_node
+from returnn_hydra.compat.stream_specs import stream_nodes
 from returnn_hydra.config.errors import ConfigError, nearest
 
 Values = Mapping[str, Any]
@@ -168,7 +168,7 @@ def extern_data_node(values: Values) -> dict[str, Node]:
     entries = values.get("extern_data")
     if entries is None:
         entries = _from_num_outputs(values)
-    return {name: _stream(name, dict(entry)) for name, entry in entries.items()}
+    return stream_nodes(entries, "extern_data")
 
 
 def _from_num_outputs(values: Values) -> dict[str, Node]:
@@ -187,26 +187,3 @@ def _from_dim_and_ndim(value: Any) -> Node:
         return dict(value)
     dim, ndim = value if isinstance(value, list | tuple) else (value, 1)
     return {"dim": dim, "sparse": ndim == 1}
-
-
-_STREAM_KEYS = ("dim", "shape", "sparse", "dtype", "available_for_inference")
-
-
-def _stream(name: str, entry: Node) -> Node:
-    node = {key: entry.pop(key) for key in _STREAM_KEYS if entry.get(key) is not None}
-    for key in _STREAM_KEYS:
-        entry.pop(key, None)
-    if entry.get("vocab") is not None:
-        node["vocab"] = vocab_node(entry["vocab"], f"extern_data.{name}.vocab")
-    if "shape" in node:
-        node["shape"] = list(node["shape"])
-    elif entry.get("time_dim_axis", 0) is None:
-        node["shape"] = [] if node.get("sparse") or "vocab" in node else [node.get("dim")]
-    entry.pop("vocab", None)
-    entry.pop("time_dim_axis", None)
-    entry.pop("name", None)
-    if entry.pop("batch_dim_axis", 0) != 0 or any(value is not None for value in entry.values()):
-        raise ConfigError(
-            f"extern_data.{name}: {', '.join(map(repr, entry)) or 'batch_dim_axis'} only works in the frontend"
-        )
-    return node

@@ -216,6 +216,49 @@ def test_generated_and_static():
     assert np.array_equal(sequences(static, 1)[0][1]["data"], data[0]["data"])
 
 
+def test_lists_tables_and_dumps(tmp_path):
+    types = {"data": {"shape": (None, 2)}, "classes": {"dim": 5, "sparse": True}}
+    data = [{"data": np.ones((n, 2), "float32"), "classes": np.zeros(n, "int32")} for n in (3, 1)]
+    listed = build_dataset(
+        {"class": "FromListDataset", "data_list": data, "data_types": types, "seq_ordering": "sorted"}, "x"
+    )
+    assert [tag for tag, _ in sequences(listed, 1)] == ["seq-1", "seq-0"]
+
+    class Rows:
+        data_types = types
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return data[index]
+
+    mapped = build_dataset({"class": "MapDatasetWrapper", "map_dataset": Rows}, "x")
+    assert mapped.streams["classes"].dim == 5
+    assert np.array_equal(sequences(mapped, 1)[1][1]["data"], data[1]["data"])
+    np.savetxt(tmp_path / "a0.data.txt.gz", np.ones((3, 2)))
+    np.savetxt(tmp_path / "a0.targets.txt.gz", np.array([1, 0, 1]))
+    dump = {"class": "NumpyDumpDataset", "prefix": f"{tmp_path}/a", "num_inputs": 2, "num_outputs": 2}
+    assert plan_dataset(dump, "x").source["prefix"] == f"{tmp_path}/a"
+    table = {
+        "class": "HuggingFaceDataset",
+        "dataset_opts": {"path": "folder", "split": "train"},
+        "rename_columns": {"text": "classes"},
+        "data_format": {"classes": {"vocab": {"class": "Utf8ByteTargets"}}},
+        "seq_tag_column": None,
+    }
+    assert plan_dataset(table, "x").source == {
+        "_target_": "returnn_hydra.data.huggingface.HuggingFaceDataset",
+        "dataset": "folder",
+        "streams": {"classes": {"vocab": {"_target_": "returnn_hydra.data.vocab.Utf8Bytes"}}},
+        "columns": {"classes": "text"},
+        "split": "train",
+        "seq_tag_column": None,
+    }
+    with pytest.raises(ConfigError, match=r"map_func.*save_to_disk"):
+        plan_dataset({**table, "map_func": len}, "x")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
