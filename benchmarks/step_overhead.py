@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from returnn_hydra.batch import Batch
-from returnn_hydra.data.embedded import japanese_vowels
 from returnn_hydra.data.batching import Batching
+from returnn_hydra.data.embedded import japanese_vowels
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.engine.run_store import RunStore

@@ -99,6 +99,7 @@ class Config:
     learning_rate: float = 1e-3
     learning_rate_control: Any = None
     search: Any = None
+    search_output: Any = None
     callbacks: dict[str, Any] = field(default_factory=dict)
     debug: Any = None
     output_file: str | None = None

@@ -15,8 +15,8 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.build import Builder
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError, nearest
-from returnn_hydra.engine.device import seed_everything, select_device
 from returnn_hydra.data.loader import Loader
+from returnn_hydra.engine.device import seed_everything, select_device
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.log import RunLog
 from returnn_hydra.engine.ranks import Ranks
@@ -29,6 +29,8 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "train_step": ("extern_data",),
     "forward_step": ("extern_data",),
     "forward_callback": ("folder", "data_name", "model_outputs"),
+    "search": ("extern_data",),
+    "search_output": ("folder", "data_name", "vocab"),
     "learning_rate_control": ("learning_rate", "score"),
     "optimizer": ("params", "lr"),
 }

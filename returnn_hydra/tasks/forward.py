@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.data.batching import Batching
 from returnn_hydra.data.dataset import Dataset
 from returnn_hydra.data.reading import BatchReader, ahead
-from returnn_hydra.engine.forwarder import forward
+from returnn_hydra.engine.callback import ForwardCallback
+from returnn_hydra.engine.forwarder import ForwardStep, forward
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.data import build_source, build_specs
 from returnn_hydra.tasks.parts import load_model
@@ -26,28 +29,48 @@ def run(context: Context) -> int:
     """Forward `forward_data` through the model of `load_epoch`; returns the number of sequences."""
     if not context.ranks.is_first:
         return 0
-    values = context.values
-    name = values["forward_data"]
-    conf = context.dataset_conf(name, "forward_data")
-    specs = {key: spec for key, spec in context.extern_data.items() if spec.available_for_inference}
-    source = build_source(context.builder, conf, f"datasets.{name}", specs)
-    if values["forward_callback"] is None:
-        raise ConfigError("forward_callback: task=forward needs one (hdf, text, priors, ...)")
-    model_outputs = build_specs(context.builder, values["model_outputs"], "model_outputs")
+    model_outputs = build_specs(context.builder, context.values["model_outputs"], "model_outputs")
     model, epoch = load_model(context)
-    callback = context.builder.make(
-        values["forward_callback"],
-        "forward_callback",
-        folder=context.folder.path / f"forward.{epoch:03d}",
-        data_name=name,
-        model_outputs=model_outputs,
-    )
-    batches = corpus_batches(
-        source.at_epoch(1), specs, Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
-    )
-    count = forward(model, context.step("forward_step"), batches, callback, context.device, model_outputs)
+    name = context.values["forward_data"]
+    callback = build_callback(context, "forward_callback", f"forward.{epoch:03d}", name, model_outputs=model_outputs)
+    count = forward_data(context, name, model, context.step("forward_step"), callback, (), model_outputs)
     logger.info("Forwarded %d sequences of '%s' with epoch %d", count, name, epoch)
     return count
+
+
+def build_callback(context: Context, key: str, folder: str, data_name: str, **surroundings: Any) -> Any:
+    """The receiver of the outputs: a node or a class, function or object of the Python overrides.
+
+    Args:
+        folder: where it writes, inside the run's folder.
+    """
+    if context.values[key] is None:
+        raise ConfigError(f"{key}: this task needs one")
+    return context.builder.make(
+        context.values[key], key, folder=context.folder.path / folder, data_name=data_name, **surroundings
+    )
+
+
+def forward_data(
+    context: Context,
+    name: str,
+    model: nn.Module,
+    step: ForwardStep,
+    callback: ForwardCallback,
+    more_streams: Collection[str] = (),
+    model_outputs: Mapping[str, TensorSpec] | None = None,
+) -> int:
+    """Run a forward step over a whole data set; returns the number of sequences.
+
+    Args:
+        more_streams: streams that are used where the data set has them, though not `available_for_inference`.
+    """
+    conf = context.dataset_conf(name, "forward_data")
+    specs = {key: spec for key, spec in context.extern_data.items() if spec.available_for_inference}
+    source = build_source(context.builder, conf, f"datasets.{name}", specs).at_epoch(1)
+    specs |= {key: context.extern_data[key] for key in more_streams if key in source.streams}
+    batching = Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
+    return forward(model, step, corpus_batches(source, specs, batching), callback, context.device, model_outputs or {})
 
 
 def corpus_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ def load_model(context: Context) -> tuple[nn.Module, int]:
         there = sorted(path.parent.name for path in folder.parent.glob("*/checkpoints") if any(path.glob("*.json")))
         hint = f" (trained runs there: {', '.join(there[:8])})" if there else ""
         raise ConfigError(f"{folder}: no checkpoint of a finished epoch; train first, or say name= or run={hint}")
-    epoch = _epoch_to_load(context, epochs)
+    epoch = epoch_to_load(folder, epochs, context.values["load_epoch"], context.values["score"])
     checkpoint = store.load(epoch, map_location=context.device)
     model = context.model()
     try:
@@ -165,15 +166,21 @@ def load_model(context: Context) -> tuple[nn.Module, int]:
     return model, epoch
 
 
-def _epoch_to_load(context: Context, epochs: list[int]) -> int:
-    wanted = context.values["load_epoch"]
+def epoch_to_load(folder: Path, epochs: list[int], wanted: int | str, score: str | None) -> int:
+    """The epoch that `load_epoch` means in a run's folder.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    if not epochs:
+        raise ConfigError(f"{folder}: no checkpoint of a finished epoch")
     if wanted == "last":
         return epochs[-1]
     if wanted == "best":
-        records = [record for record in read_records(context.folder.path) if record.epoch in epochs]
+        records = [record for record in read_records(folder) if record.epoch in epochs]
         if not records:
-            raise ConfigError(f"load_epoch=best: {context.folder.path} has no scores of its checkpoints")
-        name = choose_score(context.values["score"], records[-1].means()) or ""
+            raise ConfigError(f"load_epoch=best: {folder} has no scores of its checkpoints")
+        name = choose_score(score, records[-1].means()) or ""
         return min(records, key=lambda record: (record.means()[name], record.epoch)).epoch
     if wanted not in epochs:
         raise ConfigError(f"load_epoch={wanted}: no such checkpoint (there is: {', '.join(map(str, epochs))})")

@@ -42,7 +42,8 @@ def test_a_score_without_items_is_nan():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0.000"), (0.5, "0.500"), (0.0001, "1.000e-04"), (12345.0, "1.234e+04"), (1000.0, "1000.000")]
+    ("value", "text"),
+    [(0.0, "0.000"), (0.5, "0.500"), (0.0001, "1.000e-04"), (12345.0, "1.234e+04"), (1000.0, "1000.000")],
 )
 def test_numbers_as_in_returnn(value, text):
     assert format_number(value) == text
@@ -57,4 +58,3 @@ def test_records_survive_json():
     record = EpochRecord(3, 0.1, {"train": {"ce": Score(1.0, 3.0)}, "dev": {"ce": Score(0.3, 7.0)}}, 12, {"train": 1.5})
     assert EpochRecord.from_json(record.to_json()) == record
     assert record.means() == {"train/ce": 1 / 3, "dev/ce": 0.3 / 7}
-

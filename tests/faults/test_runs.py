@@ -6,6 +6,7 @@ steps of every epoch.
 
 import json
 import random
+import shutil
 import signal
 
 import pytest
@@ -84,6 +85,24 @@ class Runs:
         assert broken.exit == 0 or f"({code})" in broken.output, broken
         self.finish(name, broken)
 
+    def damage(self, name, file, change):
+        """Damage a file of the finished run: the next start says so, and trains again what is lost."""
+        folder = self.parent / name
+        shutil.copytree(self.parent / "reference", folder)
+        path = folder / file
+        data = path.read_bytes()
+        changed = change(data)
+        path.unlink()
+        if changed is not None:
+            path.write_bytes(changed)
+        again = self.run(name)
+        assert again.exit == 0, again
+        assert "DAMAGED" in again.output, again
+        assert path.name in again.output, again
+        found = self.result(name)
+        assert found["epochs"] == self.expected["epochs"], again
+        assert {file: found["files"].get(file) for file in self.expected["files"]} == self.expected["files"], again
+
     def stop(self, number, after, code):
         name = f"{number}-{after:.3f}"
         broken = self.run(name, signals=[(after, number)])
@@ -133,6 +152,35 @@ def test_stopped_runs_save_and_end_identical(runs):
         plain.stop(number, plain.seconds * (0.5 + 0.2 * index), code) for index, (number, code) in enumerate(cases)
     ]
     assert any(stopped)
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "one byte": lambda data: data[:1],
+    "half": lambda data: data[: len(data) // 2],
+    "last byte lost": lambda data: data[:-1],
+    "bit flip": lambda data: data[: len(data) // 3] + bytes([data[len(data) // 3] ^ 16]) + data[len(data) // 3 + 1 :],
+    "lost sector": lambda data: data[:512] + bytes(min(512, len(data) - 512)) + data[1024:],
+}
+DAMAGED_FILES = ("model.003.pt", "model.003.opt.pt", "model.003.json")
+
+
+def test_a_damaged_checkpoint_is_trained_again(runs):
+    runs("plain").damage("damaged", "checkpoints/model.003.pt", DAMAGES["bit flip"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_damaged_file_is_noticed_and_made_again(runs):
+    plain, cases = runs("plain"), 0
+    for file in DAMAGED_FILES:
+        for kind, change in DAMAGES.items():
+            plain.damage(f"{file}-{kind.replace(' ', '-')}", f"checkpoints/{file}", change)
+            cases += 1
+    for file in DAMAGED_FILES[:2]:  # without its manifest there is no checkpoint, and nothing to be said
+        plain.damage(f"{file}-deleted", f"checkpoints/{file}", lambda data: None)
+        cases += 1
+    print(f"\ndamaged at rest: {cases} of {cases} noticed, trained again, identical")
 
 
 @pytest.mark.slow
