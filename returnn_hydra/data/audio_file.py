@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.extras import require
 from returnn_hydra.data.files import nearest
-from returnn_hydra.data.subword_models import require
 
 
 @dataclass(frozen=True)

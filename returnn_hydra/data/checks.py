@@ -47,14 +47,14 @@ def checked_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
-    if array.size and (array.dtype.kind not in "iufb" or not np.can_cast(array.dtype, dtype, "same_kind")):
-        fits = array.dtype.kind in "iu" and dtype.kind in "iu"
-        if not fits or int(array.min()) < np.iinfo(dtype).min or int(array.max()) > np.iinfo(dtype).max:
-            raise DataError(f"{where}: dtype {array.dtype}, expected {dtype}")
-    cast = array.astype(dtype)
-    if array.dtype.kind in "iu" and dtype.kind in "iu" and array.size and not np.array_equal(cast, array):
-        raise DataError(f"{where}: value {array[cast != array].flat[0]} does not fit {dtype}")
-    return cast
+    if array.size and array.dtype.kind in "iu" and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        for value in (int(array.min()), int(array.max())):
+            if not limits.min <= value <= limits.max:
+                raise DataError(f"{where}: value {value} does not fit {dtype}")
+    elif array.size and (array.dtype.kind not in "iufb" or not np.can_cast(array.dtype, dtype, "same_kind")):
+        raise DataError(f"{where}: dtype {array.dtype}, expected {dtype}")
+    return array.astype(dtype)
 
 
 def _shape_text(shape: Sequence[int | None]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.extras import require
 from returnn_hydra.data.files import PathLike, read_literal
 from returnn_hydra.data.vocab import Rng, Vocabulary
 
@@ -168,18 +167,6 @@ class HuggingFaceTokenizer(Vocabulary):
     def decode(self, ids: Iterable[int]) -> str:
         """The text, without special labels."""
         return self._tokenizer.decode([int(index) for index in ids], skip_special_tokens=True)
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import a module of an optional extra.
-
-    Raises:
-        DataError: it is not installed; says how to get it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(f"this needs the package {module}: pip install 'returnn-hydra[{extra}]' ({error})") from error
 
 
 def _token_roles(config_file: Path) -> dict[str, str]:
