@@ -1,17 +1,18 @@
 """Recurrent layers with a named unit, or with a network as unit.
 
-Legend: N all batch-like axes, T frames, F features, H units.
+Legend: N all batch-like axes, T frames, F features, H units; rows are (T, N, F).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from returnn_hydra.network.axis import Axis
+from returnn_hydra.network.axis import Axis, feature_axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.layers.gather import pick
 from returnn_hydra.network.named_tensor import NamedTensor, latest_beam, to_beam, unify
@@ -67,15 +68,19 @@ def _parse_init(value: Any) -> Any:
 
 
 def _input(call: LayerCall, x: NamedTensor, time: Axis | None) -> tuple[Tensor, tuple[Axis, ...], int]:
-    """(N, [T,] F): class indices become one-hot."""
+    """([T,] N, F): class indices become one-hot."""
     if x.feature is None:
         if x.sparse_dim is None:
             raise call.error(f"needs features, but the input has {list(x.axes)}")
-        rows, other = x.rows(*([time] if time else []))
-        hot = torch.nn.functional.one_hot(rows.long().clamp(0, x.sparse_dim - 1), x.sparse_dim)
-        return hot.to(torch.get_default_dtype()), other, x.sparse_dim
-    rows, other = x.rows(*([time] if time else []), x.feature)
-    return rows, other, x.feature.size
+        hot = torch.nn.functional.one_hot(x.raw.long().clamp(0, x.sparse_dim - 1), x.sparse_dim)
+        feature = feature_axis("one-hot", x.sparse_dim)
+        x = NamedTensor(hot.to(torch.get_default_dtype()), (*x.axes, feature), feature=feature)
+    assert x.feature is not None
+    other = tuple(axis for axis in x.axes if axis not in (time, x.feature))
+    lead = [time] if time is not None else []
+    raw = x.expanded([*lead, *other, x.feature])
+    count = math.prod(axis.size for axis in other)
+    return raw.reshape(*raw.shape[: len(lead)], count, x.feature.size), other, x.feature.size
 
 
 def _sequence(
@@ -93,7 +98,7 @@ def _sequence(
     unit = make_unit(call, unit_name, size_in, size, dict(unit_opts or {}), init)
     lengths = _row_lengths(time, other)
     feature = call.new_feature(size)
-    state = given_state(call, unit, initial_state, other, size, rows)
+    state = given_state(call, unit, initial_state, other, size, rows[0] if time.size else rows.sum(0))
     if direction < 0:
         rows = reverse_rows(rows, lengths)
     memo = call.spec.memo
@@ -104,7 +109,7 @@ def _sequence(
 
     outputs, final = run(bool(memo.get("needs_state")))
     sizes = [axis.size for axis in other]
-    axes = (*other, time, feature)
+    axes = (time, *other, feature)
 
     def later() -> dict[str, NamedTensor]:
         """The final state, computed when it is asked for; from then on it comes with the outputs."""
@@ -114,7 +119,7 @@ def _sequence(
         return {k: NamedTensor(v.reshape(*sizes, size), (*other, feature), feature=feature) for k, v in found.items()}
 
     state_view = LazyState(later)
-    result = NamedTensor(outputs.reshape(*sizes, time.size, size), axes, feature=feature, time=None, state=state_view)
+    result = NamedTensor(outputs.reshape(time.size, *sizes, size), axes, feature=feature, time=None, state=state_view)
     if x.time is time:
         result = NamedTensor(result.raw, axes, feature=feature, time=time, state=state_view)
     return result
@@ -156,10 +161,10 @@ def _row_lengths(time: Axis, other: tuple[Axis, ...]) -> Tensor:
 
 
 def reverse_rows(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Every row reversed within its own length: (N, T, F)."""
-    steps = torch.arange(rows.shape[1])
-    index = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps).to(rows.device)
-    flat = (torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1] + index).reshape(-1)
+    """Every row reversed within its own length: (T, N, F)."""
+    steps = torch.arange(rows.shape[0])[:, None]
+    source = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    flat = (source * rows.shape[1] + torch.arange(rows.shape[1])).reshape(-1).to(rows.device)
     return rows.reshape(-1, rows.shape[2]).index_select(0, flat).view(rows.shape)
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from returnn_hydra.batch import sequence_mask
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import nearest
 
@@ -28,11 +27,16 @@ class Unit(Protocol):
         """(N, F) and the state, (N, H) each -> (N, H) and the new state."""
 
     def sequence(self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool) -> tuple[Tensor, State | None]:
-        """(N, T, F), lengths (N,) on the CPU -> (N, T, H), zero at the padding, and the state behind the last frames."""
+        """(T, N, F), lengths (N,) on the CPU -> (T, N, H), zero at the padding, and the state behind the last frames."""
 
 
 def zero_state(unit: Unit, rows: int, size: int, like: Tensor) -> State:
     return {key: like.new_zeros(rows, size) for key in unit.state_keys}
+
+
+def _inside(x: Tensor, lengths: Tensor) -> Tensor:
+    """True at real frames: (T, N, 1)."""
+    return (torch.arange(x.shape[0])[:, None] < lengths)[:, :, None].to(x.device)
 
 
 class _Stepwise:
@@ -48,17 +52,17 @@ class _Stepwise:
         self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool
     ) -> tuple[Tensor, State | None]:
         del need_state
-        state = state or zero_state(self, x.shape[0], self.size, x)  # type: ignore[arg-type]
+        state = state or zero_state(self, x.shape[1], self.size, x)  # type: ignore[arg-type]
         outputs = []
-        inside = sequence_mask(lengths.to(x.device), x.shape[1])
-        for t in range(x.shape[1]):
-            y, new = self.step(x[:, t], state)
-            keep = inside[:, t, None]
+        inside = _inside(x, lengths)
+        for t in range(x.shape[0]):
+            y, new = self.step(x[t], state)
+            keep = inside[t]
             state = {key: torch.where(keep, new[key], state[key]) for key in state}
             outputs.append(y * keep)
         if not outputs:
-            return x.new_zeros(x.shape[0], 0, self.size), state
-        return torch.stack(outputs, 1), state
+            return x.new_zeros(0, x.shape[1], self.size), state
+        return torch.stack(outputs), state
 
 
 class NativeLstm(_Stepwise):
@@ -84,16 +88,15 @@ class NativeLstm(_Stepwise):
     def sequence(
         self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool
     ) -> tuple[Tensor, State | None]:
-        if x.shape[1] == 0:
+        if x.shape[0] == 0:
             return super().sequence(x, lengths, state, need_state)
         weights = self._torch_weights()
         if x.is_cuda or need_state:
             return self._packed(x, lengths, state, weights)
         # padded input reaches torch's fast CPU kernel; what comes behind the end of a sequence changes nothing before it
         h0, c0 = self._start(x, state)
-        outputs = torch.lstm(x.transpose(0, 1), [h0, c0], weights, True, 1, 0.0, False, False, False)[0]
-        mask = sequence_mask(lengths.to(x.device), x.shape[1])
-        return outputs.transpose(0, 1) * mask[:, :, None], None
+        outputs = torch.lstm(x, [h0, c0], weights, True, 1, 0.0, False, False, False)[0]
+        return outputs * _inside(x, lengths), None
 
     def _torch_weights(self) -> list[Tensor]:
         """The same in torch's layout: rows in the order i, f, z, o, all bias with the input."""
@@ -106,24 +109,24 @@ class NativeLstm(_Stepwise):
         return torch.cat([i, f, z, o], 0)
 
     def _start(self, x: Tensor, state: State | None) -> tuple[Tensor, Tensor]:
-        state = state or zero_state(self, x.shape[0], self.size, x)
+        state = state or zero_state(self, x.shape[1], self.size, x)
         return state["h"][None].contiguous(), state["c"][None].contiguous()
 
     def _packed(
         self, x: Tensor, lengths: Tensor, state: State | None, weights: list[Tensor]
     ) -> tuple[Tensor, State]:
-        packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
         h0, c0 = (part.index_select(1, packed.sorted_indices) for part in self._start(x, state))
         weights = [weight.contiguous() for weight in weights]
         data, h, c = torch.lstm(packed.data, packed.batch_sizes, [h0, c0], weights, True, 1, 0.0, False, False)
         result = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        outputs, _ = pad_packed_sequence(result, batch_first=True, total_length=x.shape[1])
+        outputs, _ = pad_packed_sequence(result, total_length=x.shape[0])
         back = packed.unsorted_indices
         final = {"c": c[0].index_select(0, back), "h": h[0].index_select(0, back)}
         empty = (lengths == 0).to(x.device)[:, None]
-        start = state or zero_state(self, x.shape[0], self.size, x)
+        start = state or zero_state(self, x.shape[1], self.size, x)
         final = {key: torch.where(empty, start[key], value) for key, value in final.items()}
-        return outputs * sequence_mask(lengths.to(x.device), x.shape[1])[:, :, None], final
+        return outputs * _inside(x, lengths), final
 
 
 class TfLstm(_Stepwise):
