@@ -30,6 +30,15 @@ MEANING = {
     TERMINATED: "stopped by a signal or by stop_after, the state is saved",
 }
 
+OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "can't start new thread",
+    "could not create a primitive",  # oneDNN, which does not say why
+    "could not execute a primitive",
+)
+
 
 class RunError(Exception):
     """Base class of the errors below; `str()` is the message for the user."""
@@ -119,9 +128,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host's or the device's memory, or a limit of the operating system such as threads, ran out."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOMEM, errno.EAGAIN)
-    words = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS)
     )
 
 
@@ -131,4 +139,8 @@ def last_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if code == FAILED:
         text = f"{type(error).__name__}: {text}"
+    if code == NO_RESOURCES and not isinstance(error, RunError):
+        text = (
+            f"out of memory, or at another limit of the system ({text}): batch_size and max_seqs make batches smaller"
+        )
     return f"{'STOPPED' if isinstance(error, Stopped) else 'ERROR'} {code}: {text}"

@@ -46,7 +46,10 @@ def test_exit_codes(error, code):
 def test_the_last_line_has_the_code_and_is_one_line():
     assert last_line(errors.StateWriteError("can't write a:\n no space")) == "ERROR 74: can't write a: no space"
     assert last_line(KeyError("a")) == "ERROR 1: KeyError: 'a'"
-    assert last_line(MemoryError()) == "ERROR 71: MemoryError"
+    assert last_line(MemoryError()).startswith(
+        "ERROR 71: out of memory, or at another limit of the system (MemoryError):"
+    )
+    assert last_line(errors.OutOfMemoryError("batch of 9")) == "ERROR 71: batch of 9"
     assert last_line(errors.Stopped("SIGTERM: saved")) == "STOPPED 143: SIGTERM: saved"
 
 

@@ -225,6 +225,21 @@ def test_stopped_at_many_times(runs):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+def test_with_too_little_memory(runs):
+    """The address space is limited. A library may then die of a signal; the state must be intact all the same."""
+    plain, exits = runs("plain"), []
+    for step in range(40):
+        name = f"memory-{step}"
+        arguments = {"words": [*plain.words, f"name={name}"], "extra_bytes": (1 << 20) * (1 + step * step // 5)}
+        broken = plain.zygote.run("faulttools.runs:with_little_memory", arguments, plain.parent / name)
+        exits.append(broken.exit)
+        plain.finish(name, broken)
+    assert sum(code in (0, 71) for code in exits) >= 30, exits
+    print(f"\ntoo little memory: 40 of 40 identical after it; exit codes {sorted(set(exits))}, 71: {exits.count(71)}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_one_run_killed_200_times(runs):
     plain, rng, kills = runs("plain"), random.Random(4), 0
     name, output = "soak", ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import time
 import uuid
@@ -32,6 +33,15 @@ def command_line(words: list[str]) -> None:
     uuid.uuid4 = lambda: uuid.UUID(int=7)
     sys.argv = ["run.py", *words]
     main()
+
+
+def with_little_memory(words: list[str], extra_bytes: int) -> None:
+    """The command line in a process that may take only so much more memory than it has at start."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    limit = pages * resource.getpagesize() + extra_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    command_line(words)
 
 
 def sleep_with_child(seconds: float) -> None:
