@@ -70,6 +70,9 @@ class Dataset(ABC):
         """Whether reading is only copying."""
         return False
 
+    def share_memory(self) -> None:  # noqa: B027 - most sources keep nothing in memory
+        """What will be kept in memory shall be shared with the processes that are forked from now on."""
+
     def at_epoch(self, epoch: int) -> Dataset:
         """The corpus of this epoch (counted from 1); sources that change between epochs return another data set."""
         return self

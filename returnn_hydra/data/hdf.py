@@ -88,7 +88,7 @@ class HDFDataset(Dataset):
         self._sources: dict[tuple[int, str], Source] = {}
         self._caches: dict[tuple[int, str], RowCache] = self._make_caches()
 
-    def _make_caches(self) -> dict[tuple[int, str], RowCache]:
+    def _make_caches(self, shared: bool = False) -> dict[tuple[int, str], RowCache]:
         """Empty caches of all streams of numbers, if they are wanted and fit."""
         size = sum(part.num_bytes(name) for part in self._parts for name in self.streams)
         if self.cache == "none" or (self.cache == "auto" and size > self.cache_fraction * available_memory()):
@@ -98,7 +98,7 @@ class HDFDataset(Dataset):
             for name, spec in self.streams.items():
                 if spec.dtype != "string":
                     row_shape, dtype, chunk_rows = part.storage[name]
-                    caches[i, name] = RowCache(part.num_rows[name], row_shape, dtype, chunk_rows)
+                    caches[i, name] = RowCache(part.num_rows[name], row_shape, dtype, chunk_rows, shared)
         return caches
 
     def with_streams(self, names: Sequence[str]) -> HDFDataset:
@@ -107,6 +107,9 @@ class HDFDataset(Dataset):
         other.__dict__.update(self.__dict__)
         other.read_streams = tuple(names)
         return other
+
+    def share_memory(self) -> None:
+        self._caches = self._make_caches(shared=True)
 
     @property
     def is_in_memory(self) -> bool:

@@ -6,13 +6,16 @@ tells: one piece, or one for each chunk. Copying them out of a memory map takes 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from operator import floordiv
-from typing import Any
 
 import h5py
 import numpy as np
+
+POPULATE_READ, POPULATE_WRITE = 22, 23
+"""Linux's madvise options of these names (since 5.14): map pages at once, much cheaper than one by one when touched."""
 
 
 class RawRows:
@@ -30,10 +33,9 @@ class RawRows:
         self.dtype = dataset.dtype
         self.chunk = chunk
         self.offsets = offsets.reshape(len(offsets), -1).tolist()
-        self.columns = [_columns(place, chunk[1:], self.shape[1:]) for place in np.ndindex(offsets.shape[1:])]
-        """For every piece of a row: where its numbers go, and which of them (the last piece may reach over the end)."""
-        self.piece_row_bytes = int(self.dtype.itemsize * np.prod(chunk[1:], dtype=np.int64))
-        self.whole_rows = offsets[0].size == 1 and chunk[1:] == self.shape[1:]
+        self.piece_row = np.dtype((np.void, self.dtype.itemsize * int(np.prod(chunk[1:]))))
+        """The numbers of a row that stand together: copied as one lump."""
+        self.whole_rows = len(self.offsets[0]) == 1
 
     def check(self) -> None:
         """Before a read: the file may have been cut meanwhile, and touching a lost page would end the process.
@@ -52,32 +54,37 @@ class RawRows:
         rows = self.chunk[0]
         first = start // rows
         if self.whole_rows and stop <= (first + 1) * rows:
-            offset = self.offsets[first][0] + (start - first * rows) * self.piece_row_bytes
+            offset = self.offsets[first][0] + (start - first * rows) * self.piece_row.itemsize
             return np.ndarray((stop - start, *self.shape[1:]), self.dtype, self._map, offset)
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         self.copy(out, start, stop)
         return out
 
+    def will_read(self, start: int, stop: int) -> None:
+        """Map the part of the file that holds these rows."""
+        rows = self.chunk[0]
+        places = self.offsets[start // rows : (stop - 1) // rows + 1]
+        first, last = min(map(min, places)), max(map(max, places))
+        advise(self._map, POPULATE_READ, first, min(last + rows * self.piece_row.itemsize, len(self._map)))
+
     def copy(self, out: np.ndarray, start: int, stop: int) -> None:
-        """Rows start .. stop-1 into `out`."""
+        """Rows start .. stop-1 into `out`, which must be one piece of memory."""
+        target = out.reshape(stop - start, -1).view(self.piece_row)  # (rows, pieces of a row)
         rows = self.chunk[0]
         for piece in range(start // rows, (stop - 1) // rows + 1):
             begin = piece * rows
             a, b = max(start, begin), min(stop, begin + rows)
-            skip = (a - begin) * self.piece_row_bytes
-            target = out[a - start : b - start]
-            shape = (b - a, *self.chunk[1:])
-            for offset, (columns, inside) in zip(self.offsets[piece], self.columns, strict=True):
-                source = np.ndarray(shape, self.dtype, self._map, offset + skip)
-                target[columns] = source if inside is None else source[inside]
+            skip = (a - begin) * self.piece_row.itemsize
+            for column, offset in enumerate(self.offsets[piece]):
+                source = np.ndarray(b - a, self.piece_row, self._map, offset + skip)
+                target[a - start : b - start, column] = source
 
 
-def _columns(place: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Any, Any]:
-    starts = [i * size for i, size in zip(place, chunk, strict=True)]
-    sizes = [min(size, whole - start) for start, size, whole in zip(starts, chunk, shape, strict=True)]
-    columns = (slice(None), *(slice(start, start + size) for start, size in zip(starts, sizes, strict=True)))
-    whole = all(size == full for size, full in zip(sizes, chunk, strict=True))
-    return columns, None if whole else (slice(None), *(slice(size) for size in sizes))
+def advise(memory: mmap.mmap, advice: int, start: int, stop: int) -> None:
+    """Tell the system what comes; it may not know the advice."""
+    begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+    with contextlib.suppress(OSError, ValueError):
+        memory.madvise(advice, begin, stop - begin)
 
 
 def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
@@ -92,6 +99,9 @@ def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
         offset = dataset.id.get_offset()
         return None if offset is None else RawRows(path, dataset, dataset.shape, np.full((1,) * dataset.ndim, offset))
     if layout != h5py.h5d.CHUNKED:
+        return None
+    whole_rows = dataset.chunks[1:] == dataset.shape[1:]
+    if not whole_rows and (dataset.ndim != 2 or dataset.shape[1] % dataset.chunks[1]):
         return None
     grid = tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     offsets = np.full(grid, -1, np.int64)

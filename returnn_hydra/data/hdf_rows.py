@@ -6,14 +6,14 @@ the loader workers it forks: who reads a block first reads it for all.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
+import os
 from collections.abc import Sequence
 
 import h5py
 import numpy as np
 
-from returnn_hydra.data.hdf_raw import raw_rows
+from returnn_hydra.data.hdf_raw import POPULATE_WRITE, advise, raw_rows
 
 BLOCK_BYTES = 4 << 20
 """Read at once into the cache."""
@@ -21,23 +21,32 @@ GAP_BYTES = 16 << 10
 """Without a cache: sequences that are closer than this are read together, with what is between them."""
 RUN_BYTES = 64 << 20
 """... up to so much."""
-POPULATE_WRITE = 23
-"""Linux's madvise option of this name (since 5.14)."""
 
 
 class RowCache:
     """Room for all rows of a data set; memory is only taken for blocks that were read."""
 
-    def __init__(self, num_rows: int, row_shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int = 1) -> None:
+    def __init__(
+        self, num_rows: int, row_shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int = 1, shared: bool = False
+    ) -> None:
+        """
+        Args:
+            shared: with the processes that are forked later. (Else they do without; memory of one process is cheaper.)
+        """
+        self.owner = None if shared else os.getpid()
         row_bytes = max(int(dtype.itemsize * np.prod(row_shape, dtype=np.int64)), 1)
         self.block_rows = max(BLOCK_BYTES // (row_bytes * chunk_rows), 1) * chunk_rows
         self.num_rows = num_rows
         shape = (num_rows, *row_shape)
         self.block_bytes = self.block_rows * row_bytes
-        self._memory = _shared_zeros(num_rows * row_bytes)
+        self._memory = _zeros(num_rows * row_bytes, shared)
         self.rows = np.frombuffer(self._memory, dtype, int(np.prod(shape))).reshape(shape)
         num_blocks = -(-num_rows // self.block_rows)
-        self.loaded = np.frombuffer(_shared_zeros(num_blocks), np.bool_, num_blocks)
+        self.loaded = np.frombuffer(_zeros(num_blocks, shared), np.bool_, num_blocks)
+
+    def is_mine(self) -> bool:
+        """Whether this process may use it."""
+        return self.owner in (None, os.getpid())
 
     def get(self, source: Source, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop-1, as a view of the cache."""
@@ -51,16 +60,16 @@ class RowCache:
         return self.rows[start:stop]
 
 
-def _shared_zeros(num_bytes: int) -> mmap.mmap:
-    """Memory shared with the processes that this one forks; it is taken when it is first written to."""
-    return mmap.mmap(-1, max(num_bytes, 1))
+def _zeros(num_bytes: int, shared: bool) -> mmap.mmap:
+    """Memory that is taken when it is first written to."""
+    return mmap.mmap(
+        -1, max(num_bytes, 1), flags=mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
+    )
 
 
 def _take(memory: mmap.mmap, start: int, size: int) -> None:
     """Take this part of the memory at once, where the system can: cheaper than page by page while writing."""
-    begin = start // mmap.PAGESIZE * mmap.PAGESIZE
-    with contextlib.suppress(OSError, ValueError):
-        memory.madvise(POPULATE_WRITE, begin, min(start + size, len(memory)) - begin)
+    advise(memory, POPULATE_WRITE, start, min(start + size, len(memory)))
 
 
 class Source:
@@ -73,6 +82,7 @@ class Source:
     def copy(self, out: np.ndarray, start: int, stop: int) -> None:
         """Rows start .. stop-1 into `out`."""
         if self.raw is not None:
+            self.raw.will_read(start, stop)
             self.raw.copy(out, start, stop)
         else:
             self.dataset.read_direct(out, np.s_[start:stop])
@@ -85,7 +95,7 @@ class Source:
         """
         if self.raw is not None:
             self.raw.check()
-        if cache is not None:
+        if cache is not None and cache.is_mine():
             return [
                 cache.get(self, start, start + length) if length else cache.rows[:0]
                 for start, length in zip(starts, lengths, strict=True)

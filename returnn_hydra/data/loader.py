@@ -75,6 +75,8 @@ class Loader:
         self.unique_seq_tags = unique_seq_tags
         check_specs(self.specs, dataset.streams)
         self.dataset = dataset.with_streams(list(self.specs))
+        if num_workers:
+            self.dataset.share_memory()
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
     def num_batches(self, epoch: int) -> int:

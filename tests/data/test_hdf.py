@@ -145,7 +145,13 @@ def test_any_size_of_block(tmp_path, monkeypatch, gap, run, block):
 def test_kinds_of_storage(tmp_path):
     """Contiguous, chunked along the features too, compressed, with fixed-width tags: all the same."""
     written = write(tmp_path / "x.hdf")
-    for options in ({}, {"chunks": (2, 2)}, {"chunks": (3, 1), "compression": "gzip", "shuffle": True}):
+    for options in (
+        {},
+        {"chunks": (2, 2)},
+        {"chunks": (2, 1)},
+        {"chunks": (5, 3)},
+        {"chunks": (3, 1), "compression": "gzip", "shuffle": True},
+    ):
         with h5py.File(tmp_path / "x.hdf") as source, h5py.File(tmp_path / "y.hdf", "w") as target:
             for name in source:
                 source.copy(name, target)
