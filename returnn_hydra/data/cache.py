@@ -109,6 +109,10 @@ class CachedDataset(WrappedDataset):
     def is_in_memory(self) -> bool:
         return set(self._wanted) == set(self._stores) and bool(self._loaded.all())
 
+    def share_memory(self) -> None:
+        super().share_memory()
+        self._stores, self._loaded  # noqa: B018 (made now, before the processes)
+
     def read(self, indices: Indices) -> Examples:
         indices = as_array(indices)
         if not self._stores:

@@ -12,10 +12,10 @@ import numpy as np
 
 from returnn_hydra.data.checks import stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
-from returnn_hydra.data.views import Indices, as_array, renewed, select
+from returnn_hydra.data.views import ComposedDataset, Indices, as_array, renewed, select
 
 
-class ChunkDataset(Dataset):
+class ChunkDataset(ComposedDataset):
     """Chunks of the sequences of another data set, as sequences of their own.
 
     A sequence of length T gives the chunks that begin at 0, step, 2 step, ... below T; the last ones may be shorter.
@@ -120,10 +120,6 @@ class ChunkDataset(Dataset):
             return array
         start = number * self.steps[stream]
         return array[start : start + self.sizes[stream]]
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,12 +14,12 @@ from returnn_hydra.data.checks import did_you_mean, spec_differences, stream_spe
 from returnn_hydra.data.concat import Parts
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.order import SeqOrder
-from returnn_hydra.data.views import Indices, SubsetDataset, as_array, renewed
+from returnn_hydra.data.views import ComposedDataset, Indices, SubsetDataset, as_array, renewed
 
 MIXINGS = ("default", "reversed", "interleave", "random_dataset")
 
 
-class CombinedDataset(Dataset):
+class CombinedDataset(ComposedDataset):
     """All sequences of several data sets; each has the streams of its own data set, and those of the others empty.
 
     Args:
@@ -116,9 +116,8 @@ class CombinedDataset(Dataset):
     def _empty(self) -> dict[str, np.ndarray]:
         return {name: empty_array(spec) for name, spec in self.streams.items()}
 
-    @property
-    def is_in_memory(self) -> bool:
-        return all(dataset.is_in_memory for dataset in self._parts.datasets)
+    def _inner(self) -> Iterable[Dataset]:
+        return self._parts.datasets
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         datasets = []

@@ -5,7 +5,7 @@ Legend: N sequences, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,16 @@ from returnn_hydra.data.checks import spec_differences, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, nearest, read_tag_list
 from returnn_hydra.data.ordered import read_seq_lens
-from returnn_hydra.data.views import Indices, WrappedDataset, as_array, numbered, renewed, select, tag_index
+from returnn_hydra.data.views import (
+    ComposedDataset,
+    Indices,
+    WrappedDataset,
+    as_array,
+    numbered,
+    renewed,
+    select,
+    tag_index,
+)
 
 
 class Parts:
@@ -95,7 +104,7 @@ def all_tags(dataset: Dataset) -> list[str]:
     return dataset.seq_tags(np.arange(len(dataset)))
 
 
-class ConcatDataset(Dataset):
+class ConcatDataset(ComposedDataset):
     """Several data sets with the same streams, one after the other.
 
     Args:
@@ -140,9 +149,8 @@ class ConcatDataset(Dataset):
                     arrays[position] = examples.streams[name][i]
         return Examples(tags, streams)
 
-    @property
-    def is_in_memory(self) -> bool:
-        return all(dataset.is_in_memory for dataset in self._parts.datasets)
+    def _inner(self) -> Iterable[Dataset]:
+        return self._parts.datasets
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         parts = Parts(
@@ -167,7 +175,7 @@ def _check_same_streams(first_name: str, first: Dataset, name: str, dataset: Dat
             )
 
 
-class ConcatSeqsDataset(Dataset):
+class ConcatSeqsDataset(ComposedDataset):
     """Sequences made by joining sequences of another data set, stream by stream.
 
     Args:
@@ -307,10 +315,6 @@ class ConcatSeqsDataset(Dataset):
             target, multiple = self._targets[stream]
             array = _with_length(array, len(examples.streams[target][i]) * multiple)
         return array
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         needed = {*names, *(self._targets[name][0] for name in names if name in self._targets)}

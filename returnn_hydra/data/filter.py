@@ -12,10 +12,10 @@ from returnn_hydra.data.concat import all_tags
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, nearest, read_tag_list
 from returnn_hydra.data.ordered import EpochDataset
-from returnn_hydra.data.views import Indices, SubsetDataset, renewed
+from returnn_hydra.data.views import ComposedDataset, Indices, SubsetDataset, renewed
 
 
-class _ChosenDataset(Dataset):
+class _ChosenDataset(ComposedDataset):
     """Base: the sequences that `_choose` says, found out at the first use."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -44,10 +44,6 @@ class _ChosenDataset(Dataset):
 
     def read(self, indices: Indices) -> Examples:
         return self._chosen.read(indices)
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))
@@ -150,7 +146,7 @@ class RandomSubset(_ChosenDataset):
         return order[: int(len(order) * self.size) if self.size < 1 else int(self.size)]
 
 
-class CurriculumDataset(EpochDataset):
+class CurriculumDataset(ComposedDataset, EpochDataset):
     """The short sequences first: as many as keep the mean length below a limit that depends on the epoch.
 
     Args:

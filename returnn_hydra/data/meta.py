@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from returnn_hydra.data.checks import did_you_mean, stream_spec
 from returnn_hydra.data.concat import all_tags
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, nearest, read_literal, read_pickle, read_tag_list
-from returnn_hydra.data.views import Indices, as_array, renewed, select, tag_index
+from returnn_hydra.data.views import ComposedDataset, Indices, as_array, renewed, select, tag_index
 
 
-class MetaDataset(Dataset):
+class MetaDataset(ComposedDataset):
     """Sequences whose streams are in several data sets, e.g. features in one and alignments in another.
 
     The sequences are those of the control data set: theirs are the tags, and theirs the lengths that orderings use.
@@ -106,9 +106,8 @@ class MetaDataset(Dataset):
         tags = parts[self.control].seq_tags if self.control in parts else self.seq_tags(indices)
         return Examples(tags, {stream: parts[name].streams[source] for stream, (name, source) in wanted.items()})
 
-    @property
-    def is_in_memory(self) -> bool:
-        return all(dataset.is_in_memory for dataset in self.datasets.values())
+    def _inner(self) -> Iterable[Dataset]:
+        return self.datasets.values()
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         own = {

@@ -11,7 +11,7 @@ import numpy as np
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, nearest, read_literal
 from returnn_hydra.data.order import SeqOrder
-from returnn_hydra.data.views import Indices, SubsetDataset, WrappedDataset
+from returnn_hydra.data.views import ComposedDataset, Indices, SubsetDataset, WrappedDataset
 
 
 class EpochDataset(Dataset):
@@ -55,7 +55,7 @@ class EpochDataset(Dataset):
         return self._first.read(indices)
 
 
-class OrderedDataset(EpochDataset):
+class OrderedDataset(ComposedDataset, EpochDataset):
     """A data set with an order, a partition or a repetition of its own, as a part of another data set.
 
     Args:

@@ -8,6 +8,7 @@ from returnn_hydra.data.checks import spec_differences
 from returnn_hydra.data.concat import ConcatDataset
 from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.ordered import EpochDataset
+from returnn_hydra.data.views import ComposedDataset
 
 
 class VariableDataset(EpochDataset):
@@ -46,7 +47,7 @@ def check_streams(expected: Dataset, dataset: Dataset, where: str) -> None:
             raise DataError(f"{where}: stream {name!r} is unlike before: {difference}")
 
 
-class MultiEpochDataset(EpochDataset):
+class MultiEpochDataset(ComposedDataset, EpochDataset):
     """Several epochs of another data set as one.
 
     Args:

@@ -6,7 +6,7 @@ Legend: N sequences of the view.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -18,7 +18,25 @@ AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 Indices = Sequence[int] | np.ndarray
 
 
-class WrappedDataset(Dataset):
+class ComposedDataset(Dataset):
+    """Base of data sets that are made of others."""
+
+    dataset: Dataset
+
+    def _inner(self) -> Iterable[Dataset]:
+        """The others."""
+        return [self.dataset]
+
+    @property
+    def is_in_memory(self) -> bool:
+        return all(dataset.is_in_memory for dataset in self._inner())
+
+    def share_memory(self) -> None:
+        for dataset in self._inner():
+            dataset.share_memory()
+
+
+class WrappedDataset(ComposedDataset):
     """Another data set as it is; a base for those that change some of it."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -40,10 +58,6 @@ class WrappedDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         return self.dataset.read(indices)
 
-    @property
-    def is_in_memory(self) -> bool:
-        return self.dataset.is_in_memory
-
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return renewed(self, dataset=self.dataset.with_streams(names))
 
@@ -53,7 +67,7 @@ class WrappedDataset(Dataset):
         return self if dataset is self.dataset else renewed(self, dataset=dataset, streams=dataset.streams)
 
 
-class SubsetDataset(Dataset):
+class SubsetDataset(ComposedDataset):
     """The sequences `indices` of `dataset`, in this order.
 
     A sequence that is there several times gets "#2", "#3", ... behind the tag of its further copies.
@@ -86,10 +100,6 @@ class SubsetDataset(Dataset):
     def read(self, indices: Indices) -> Examples:
         examples = self.dataset.read(self.indices[as_array(indices)])
         return Examples(self._tags(examples.seq_tags, as_array(indices)), examples.streams)
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.dataset.is_in_memory
 
     def with_streams(self, names: Sequence[str]) -> Dataset:
         return SubsetDataset(self.dataset.with_streams(names), self.indices)

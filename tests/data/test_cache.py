@@ -103,3 +103,14 @@ def test_forked_processes_share_it():
     source.reads.clear()
     assert cached.read([2]).streams["data"][0].tolist() == [[2, 2]] * 5
     assert source.reads == []
+
+
+def test_shared_before_anything_was_read():
+    cached = CachedDataset(Counting(NUMBERS), cache="ram")
+    cached.share_memory()
+    child = os.fork()
+    if child == 0:
+        cached.read([0, 1, 2, 3])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert cached.is_in_memory
