@@ -55,8 +55,6 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.torch.context": f"{_SHIM}.torch_context",
     "returnn.torch.frontend": f"{_SHIM}.torch_frontend",
     "returnn.torch.frontend.bridge": f"{_FRONTEND}.bridge",
-    "returnn.torch.engine": f"{_SHIM}.torch_engine",
-    "returnn.torch.updater": f"{_SHIM}.torch_updater",
     "returnn.torch.util": f"{_SHIM}.torch",
     "returnn.datasets": f"{_SHIM}.datasets",
     "returnn.datasets.basic": f"{_SHIM}.datasets",
@@ -110,9 +108,7 @@ class _Facade(types.ModuleType):
         super().__init__(name, target.__doc__)
         self.__dict__["__path__"] = []  # a package, so that modules below it can be imported
         self.__dict__["_target"] = target
-        exported = getattr(target, "__all__", None)
-        if exported is not None:
-            self.__dict__["__all__"] = exported
+        self.__dict__["__all__"] = _public_names(target)  # for `from module import *`
 
     def __getattr__(self, name: str) -> Any:
         target = self.__dict__["_target"]

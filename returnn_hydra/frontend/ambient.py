@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-NEWEST_BEHAVIOR_VERSION = 30
+NEWEST_BEHAVIOR_VERSION = 38
 UNSET_BEHAVIOR_VERSION = 16
 """What RETURNN's frontend uses when a config says nothing (measured)."""
 

@@ -20,7 +20,7 @@ from returnn_hydra.frontend.parameter import Parameter
 from returnn_hydra.frontend.positional_encoding import (
     LearnedRelativePositionalEncoding,
     relative_positional_encoding,
-    sinusoidal_positional_encoding,
+    rotary_angles,
 )
 from returnn_hydra.frontend.rand import dropout
 from returnn_hydra.frontend.state import State
@@ -323,7 +323,7 @@ class RotaryPosSelfAttention(SelfAttention):
 
     def __call__(self, source: Tensor, *, axis: Dim, **_kwargs: Any) -> Tensor:
         q, k, v = self.forward_qkv(source)
-        angles = sinusoidal_positional_encoding(spatial_dim=axis, feat_dim=self.key_dim_per_head, device=source.device)
+        angles = rotary_angles(spatial_dim=axis, feat_dim=self.key_dim_per_head, device=source.device)
         q, k = (_apply_rope(t, angles, self.key_dim_per_head) for t in (q, k))
         k, v, kv_axis = self._keys_of(k, v, axis)
         return self.attention(q, k, v, kv_axis=kv_axis)
@@ -338,18 +338,16 @@ class RotaryPosCausalSelfAttention(CausalSelfAttention):
         q, k, v = self.forward_qkv(source)
         k, v, kv_axis, new_state = self._accumulate(k, v, axis, state)
         feat = self.key_dim_per_head
-        angles = sinusoidal_positional_encoding(spatial_dim=kv_axis, feat_dim=feat, device=source.device)
+        angles = rotary_angles(spatial_dim=kv_axis, feat_dim=feat, device=source.device)
         k = _apply_rope(k, angles, feat)
         offset = kv_axis.get_dim_value() - (1 if axis == single_step_dim else axis.get_dim_value())
         if axis == single_step_dim and kv_axis.need_masking():
             from returnn_hydra.frontend.create import copy_to_device
 
             lengths = copy_to_device(kv_axis.get_size_tensor(), source.device)
-            own = sinusoidal_positional_encoding(
-                spatial_dim=single_step_dim, feat_dim=feat, offset=lengths - 1, device=source.device
-            )
+            own = rotary_angles(spatial_dim=single_step_dim, feat_dim=feat, offset=lengths - 1, device=source.device)
         else:
-            own = sinusoidal_positional_encoding(spatial_dim=axis, feat_dim=feat, offset=offset, device=source.device)
+            own = rotary_angles(spatial_dim=axis, feat_dim=feat, offset=offset, device=source.device)
         return self._causal(_apply_rope(q, own, feat), k, v, axis, kv_axis), new_state
 
 

@@ -469,6 +469,9 @@ def pool(
     raw = _cut(pooled, dims)
     raw = raw.reshape(*[source.raw_tensor.shape[source.dims.index(d)] for d in batch], *raw.shape[2:])
     out = source._new([*batch, *dims], raw, name="pool", dtype=dtype_name(raw))
+    if masked:  # no -inf of windows that hold only padding
+        out = out.copy_masked(0, dims=[d for d, before in zip(dims, ins, strict=True) if before.need_masking()])
+        out = out.copy_transpose([*batch, *dims])
     return out, dims[0] if single else dims
 
 
@@ -490,9 +493,9 @@ def _pool_raw(
     if any(d != 1 for d in dilations):
         raise ValueError("pool: mode 'avg' has no dilation")
     inside = raw.new_ones([1, 1, *spatial])
-    if masked and any(d.need_masking() for d in ins):
-        mask = source._new(source.dims, torch.ones_like(source.raw_tensor)).copy_masked(0, dims=ins)
-        inside = mask.copy_compatible_to_dims_raw([*batch, *ins]).reshape(-1, 1, *spatial)
+    if any(left != right for left, right in paddings) and behavior_at_least(24):
+        # Measured: from that version on uneven padding counts as zeros.
+        return function(_pad_raw(raw, paddings, 0.0), sizes, stride=steps)
     total, share = (function(_pad_raw(part, paddings, 0.0), sizes, stride=steps) for part in (raw, inside))
     return total / share.clamp(min=1e-30)
 

@@ -270,9 +270,7 @@ class Dim:
     def need_masking(self) -> bool:
         """Whether some sequences are shorter than the axis, i.e. there is padding."""
         lengths = self.dyn_size_ext
-        if self.dimension is not None or lengths is None or not lengths.dims:
-            return False
-        return True
+        return not (self.dimension is not None or lengths is None or not lengths.dims)
 
     def is_batch_dim(self) -> bool:
         return self.kind is Dim.Types.Batch

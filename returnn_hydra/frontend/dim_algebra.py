@@ -136,7 +136,7 @@ def describe(operand: Operand, name_of: Callable[[Any], str]) -> str:
     if not isinstance(operand, Term):
         return name_of(operand)
     texts = [describe(part, name_of) for part in operand.operands]
-    wrapped = [f"({t})" if isinstance(p, Term) and p.kind == "add" else t for t, p in zip(texts, operand.operands)]
+    wrapped = [f"({t})" if isinstance(p, Term) and p.kind == "add" else t for t, p in zip(texts, operand.operands, strict=False)]
     if operand.kind == "add":
         return "+".join(texts)
     if operand.kind == "mul":

@@ -191,18 +191,21 @@ def scatter(
     """The opposite of gather: every value goes to its index in `out_dim`; values with one index are reduced.
 
     Args:
-        mode: sum, max, min or mean (logsumexp and logmeanexp have their own functions).
+        mode: sum, max or min; mean, logsumexp and logmeanexp, as in scatter_mean and so on.
         fill_value: where no value goes; default 0 for sum and mean, else -/+infinity.
         use_mask: padding goes nowhere (RETURNN's default from behaviour version 25 on; before, only with a packed source).
     """
+    if mode in _SCATTER_BY_NAME:
+        options = {"indices_dim": indices_dim, "fill_value": fill_value, "out_dim": out_dim}
+        return _SCATTER_BY_NAME[mode](source, indices=indices, **options)
     index_dims = [indices_dim] if isinstance(indices_dim, Dim) else list(indices_dim)
     out_dim = indices.sparse_dim if out_dim is None else out_dim
     if not isinstance(out_dim, Dim):
         raise ValueError("scatter: needs out_dim (one dim), or indices with a sparse_dim")
     use_mask = behavior_at_least(25) if use_mask is None else use_mask
-    neutral = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
+    neutral = {"sum": 0, "max": float("-inf"), "min": float("inf")}
     if mode not in neutral:
-        raise ValueError(f"scatter: unknown mode '{mode}', known are {sorted(neutral)}")
+        raise ValueError(f"scatter: unknown mode '{mode}', known are {sorted([*neutral, *_SCATTER_BY_NAME])}")
     if use_mask:
         for dim in index_dims:
             if dim.need_masking():
@@ -226,25 +229,30 @@ def _scatter_raw(
     expanded = index.view(*index.shape, *[1] * (values.ndim - axis - 1)).expand(values.shape)
     if mode == "sum":
         return values.new_full(shape, 0 if fill_value is None else fill_value).scatter_add(axis, expanded, values)
-    reduction = {"max": "amax", "min": "amin", "mean": "mean"}[mode]
+    reduction = {"max": "amax", "min": "amin"}[mode]
     if fill_value is None:
         limit = torch.finfo(values.dtype) if values.is_floating_point() else torch.iinfo(values.dtype)
         lowest, highest = (float("-inf"), float("inf")) if values.is_floating_point() else (limit.min, limit.max)
-        fill_value = {"max": lowest, "min": highest, "mean": 0}[mode]
+        fill_value = lowest if mode == "max" else highest
     filled = values.new_full(shape, fill_value)
-    return filled.scatter_reduce(axis, expanded, values, reduction, include_self=mode != "mean")
+    return filled.scatter_reduce(axis, expanded, values, reduction)
 
 
-def scatter_mean(source: Tensor, **options: Any) -> Tensor:
-    """Mean of the values with one index."""
-    return scatter(source, mode="mean", use_mask=True, **options)
+def scatter_mean(source: Tensor, *, indices: Tensor, fill_value: float | None = None, **options: Any) -> Tensor:
+    """Mean of the values with one index; 0 (or `fill_value`) where there are none."""
+    from returnn_hydra.frontend.elementwise import cast, maximum
+
+    total = scatter(source, indices=indices, **options)
+    count = cast(scatter_count(indices=indices, **options), source.dtype)
+    mean = total / maximum(count, 1.0)
+    return mean if fill_value is None else where(count > 0, mean, fill_value)
 
 
 def scatter_count(*, indices: Tensor, **options: Any) -> Tensor:
     """How often each index occurs."""
     ones = indices._new(indices.dims, torch.ones_like(indices.raw_tensor))
     ones.sparse_dim = None
-    return scatter(ones, indices=indices, use_mask=True, **options)
+    return scatter(ones, indices=indices, **options)
 
 
 def scatter_logsumexp(source: Tensor, *, indices: Tensor, fill_value: float | None = None, **options: Any) -> Tensor:
@@ -266,6 +274,9 @@ def scatter_logmeanexp(source: Tensor, *, indices: Tensor, fill_value: float | N
     total = scatter_logsumexp(source, indices=indices, fill_value=fill_value, **options)
     count = cast(scatter_count(indices=indices, **options), source.dtype)
     return total - log(maximum(count, 1.0))
+
+
+_SCATTER_BY_NAME = {"mean": scatter_mean, "logsumexp": scatter_logsumexp, "logmeanexp": scatter_logmeanexp}
 
 
 def scatter_argmax(
@@ -296,6 +307,13 @@ def scatter_argmax(
     return result
 
 
+def _without_padding(mask: Tensor, dims: list[Dim]) -> Tensor:
+    for dim in dims:
+        if dim.need_masking():
+            mask = logical_and(mask, dim.get_mask(device=mask.device))
+    return mask
+
+
 def masked_select(
     tensor: Tensor, *, mask: Tensor, dims: Sequence[Dim], out_dim: Dim | None = None
 ) -> tuple[Tensor, Dim]:
@@ -303,10 +321,9 @@ def masked_select(
     from returnn_hydra.frontend.reduce import reduce_sum
 
     dims = list(dims)
-    for dim in dims:
-        if dim.need_masking():
-            mask = logical_and(mask, dim.get_mask(device=mask.device))
     batch = [d for d in mask.dims if d not in dims]
+    if batch:  # RETURNN takes the mask as it is when no batch dim is left (measured)
+        mask = _without_padding(mask, dims)
     count = mask._new(mask.dims, mask.raw_tensor.to(torch.int32), dtype="int32")
     missing = [d for d in dims if d not in mask.dims]
     if missing:
@@ -335,10 +352,9 @@ def masked_scatter(
 ) -> Tensor:
     """The opposite of masked_select: values back to where `mask` holds, `backup` (default 0) elsewhere."""
     dims = list(dims)
-    for dim in dims:
-        if dim.need_masking():
-            mask = logical_and(mask, dim.get_mask(device=mask.device))
     batch = [d for d in mask.dims if d not in dims]
+    if batch:  # RETURNN takes the mask as it is when no batch dim is left (measured)
+        mask = _without_padding(mask, dims)
     rest = [d for d in source.dims if d != in_dim and d not in batch]
     chosen = mask.copy_compatible_to_dims_raw([*batch, *dims], unbroadcast=True)
     flat = chosen.flatten(len(batch))

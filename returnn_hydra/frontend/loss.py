@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from returnn_hydra.frontend.ambient import behavior_at_least
 from returnn_hydra.frontend.arrays import shift_right
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.elementwise import combine_bc, log_softmax, logical_and, safe_log
+from returnn_hydra.frontend.elementwise import cast, combine_bc, log_softmax, logical_and, safe_log
 from returnn_hydra.frontend.indexing import gather, masked_select
 from returnn_hydra.frontend.reduce import reduce_argmax, reduce_sum
 from returnn_hydra.frontend.tensor import Tensor
@@ -57,7 +56,7 @@ def ctc_loss(
         label_loop: a label may last for several frames (CTC); False: exactly one.
 
     Returns:
-        One value per sequence. A sequence that is too short for its targets: infinity, and from behaviour version 30 on 0.
+        One value per sequence. 0 (and no gradient) for a sequence that is too short for its targets.
     """
     classes = logits.feature_dim
     if classes is None:
@@ -70,17 +69,15 @@ def ctc_loss(
     label_counts = _lengths(targets_spatial_dim, batch, raw.shape[1:-1])
     flat = raw.reshape(raw.shape[0], -1, raw.shape[-1])
     flat_labels = labels.reshape(flat.shape[1], -1).long()
-    zero_infinity = behavior_at_least(30)
     if max_approx or not label_loop:
         from returnn_hydra.frontend.ctc import alignment_score
 
         score = alignment_score(flat, flat_labels, frames, label_counts, blank_index, max_approx, label_loop)
         losses = -score
-        if zero_infinity:
-            losses = torch.where(losses.isinf(), torch.zeros_like(losses), losses)
+        losses = torch.where(losses.isinf(), torch.zeros_like(losses), losses)
     else:
         losses = torch.nn.functional.ctc_loss(
-            flat, flat_labels, frames, label_counts, blank=blank_index, reduction="none", zero_infinity=zero_infinity
+            flat, flat_labels, frames, label_counts, blank=blank_index, reduction="none", zero_infinity=True
         )
     return Tensor("ctc_loss", dims=batch, dtype=logits.dtype, raw_tensor=losses.reshape(raw.shape[1:-1]))
 
@@ -107,8 +104,8 @@ def ctc_greedy_decode(
     before = shift_right(best, axis=in_spatial_dim, pad_value=blank_index)
     keep = logical_and(best != blank_index, best != before)
     labels, dim = masked_select(best, mask=keep, dims=[in_spatial_dim], out_dim=out_spatial_dim)
-    if target_dim is not None:
-        labels.sparse_dim = target_dim
+    labels = cast(labels, "int32")
+    labels.sparse_dim = target_dim or classes
     return labels, dim
 
 

@@ -120,7 +120,7 @@ class BatchNorm(Module):
 
     Args:
         momentum: weight of the batch in the running statistics.
-        use_mask: padding does not count.
+        use_mask: padding does not count; None: as True.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class BatchNorm(Module):
     ) -> None:
         super().__init__()
         self.in_dim = in_dim
-        self.use_mask = use_mask
+        self.use_mask = use_mask is not False
         self.momentum = momentum
         self.eps = eps
         self.running_mean = Parameter([in_dim], auxiliary=True, initial=0.0) if track_running_stats else None
@@ -147,16 +147,15 @@ class BatchNorm(Module):
     def __call__(self, source: Tensor) -> Tensor:
         if self.in_dim not in source.dims:
             raise ValueError(f"BatchNorm: {source} has no dim {self.in_dim}")
-        need_mask = any(d.need_masking() for d in source.dims)
-        if self.use_mask is None and need_mask:
-            raise ValueError("BatchNorm: pass use_mask=True (padding does not count) or False; the data has padding")
         train = bool(get_run_ctx().train_flag)
         if not train and self.running_mean is not None:
             assert self.running_variance is not None
             mean, variance = self.running_mean, self.running_variance
         else:
             axes = [d for d in source.dims if d != self.in_dim]
-            mean, variance = moments(source, axes, use_mask=bool(self.use_mask))
+            mean = reduce_mean(source, axis=axes, use_mask=self.use_mask)
+            deviation = combine_bc(source, "squared_difference", mean, dim_order=source.dims)
+            variance = reduce_mean(deviation, axis=axes, use_mask=self.use_mask)
             if train and self.running_mean is not None:
                 self._update(source, axes, mean, variance)
         normalized = combine_bc(source, "sub", mean) * rsqrt(variance + self.eps)

@@ -18,13 +18,27 @@ from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
 
 def sinusoidal_encoding(indices: Tensor, *, feat_dim: Dim, base: float = 1e4, dtype: str | None = None) -> Tensor:
     """sin(p / base^(i / (n - 1))) for the first half of the features, cos for the second (n = half; Vaswani et al. 2017)."""
+    half = _half(feat_dim)
+    return _sinusoidal(indices, feat_dim, math.log(base) / max(half - 1, 1), dtype)
+
+
+def _half(feat_dim: Dim) -> int:
     size = feat_dim.get_dim_value()
     if size % 2:
         raise ValueError(f"sinusoidal encoding: {feat_dim} must have an even size")
-    half = size // 2
+    return size // 2
+
+
+def geometric_encoding(indices: Tensor, *, feat_dim: Dim, base: float = 1e4, dtype: str | None = None) -> Tensor:
+    """sin(p / base^(i / n)), then cos: the variant of rotary and of relative positions."""
+    return _sinusoidal(indices, feat_dim, math.log(base) / _half(feat_dim), dtype)
+
+
+def _sinusoidal(indices: Tensor, feat_dim: Dim, step: float, dtype: str | None) -> Tensor:
+    """Sines, then cosines of the indices times exp(-step * i)."""
+    half = _half(feat_dim)
     dtype = dtype or get_default_float_dtype()
     device = indices.raw_tensor.device
-    step = math.log(base) / max(half - 1, 1)
     scale = torch.exp(torch.arange(half, dtype=torch_dtype(dtype), device=device) * -step)
     angles = indices.raw_tensor.to(torch_dtype(dtype))[..., None] * scale
     raw = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
@@ -55,6 +69,13 @@ def sinusoidal_positional_encoding(
     return sinusoidal_encoding(_positions(spatial_dim, offset, device), feat_dim=feat_dim, base=base, dtype=dtype)
 
 
+def rotary_angles(
+    *, spatial_dim: Dim, feat_dim: Dim, offset: int | Tensor | None = None, device: str | None = None
+) -> Tensor:
+    """Sines and cosines for rotary positions (Su et al. 2021)."""
+    return geometric_encoding(_positions(spatial_dim, offset, device), feat_dim=feat_dim)
+
+
 def _relative_positions(
     query_dim: Dim, key_dim: Dim, query_offset: int, device: str | None
 ) -> tuple[torch.Tensor, Dim]:
@@ -79,7 +100,7 @@ def relative_positional_encoding(
     """Sinusoidal encoding of all relative positions, from key 0 seen by the last query on."""
     raw, dim = _relative_positions(query_spatial_dim, key_value_spatial_dim, int(query_offset), device)
     indices = Tensor("relative", dims=[dim], dtype="int64", raw_tensor=raw)
-    return sinusoidal_encoding(indices, feat_dim=feat_dim, dtype=dtype), dim
+    return geometric_encoding(indices, feat_dim=feat_dim, dtype=dtype), dim
 
 
 class LearnedRelativePositionalEncoding(Module):

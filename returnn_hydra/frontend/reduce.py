@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from returnn_hydra.frontend.ambient import behavior_at_least
 from returnn_hydra.frontend.create import num_elements_of_shape
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import combine_bc, log, where
@@ -195,7 +196,8 @@ def moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance; the variance divides by (number of values - correction)."""
     axes = [axis] if isinstance(axis, Dim) else list(axis)
-    mean = reduce_mean(x, axis=axes, use_mask=use_mask)
+    # RETURNN masks the mean in any case below behaviour version 31 (measured).
+    mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(31))
     deviation = combine_bc(x, "squared_difference", mean, dim_order=x.dims)
     variance = reduce_mean(deviation, axis=axes, use_mask=use_mask)
     if isinstance(correction, Tensor) or correction != 0:

@@ -256,7 +256,7 @@ class TensorAxes:
         Raises:
             VerifyOutShapeException: they differ.
         """
-        expected = {d for d in (getattr(dim, "tag", dim) for dim in out_shape)}
+        expected = {getattr(dim, "tag", dim) for dim in out_shape}
         implicit = {d.tag for d in out_shape if hasattr(d, "tag")}
         if self.dims_set != expected and self.dims_set | implicit != expected:
             raise VerifyOutShapeException(f"{self}: dims {list(self.dims)}, expected {list(out_shape)}")

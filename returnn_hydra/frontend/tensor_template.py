@@ -74,7 +74,7 @@ def _sparse_dim(name: str, sparse_dim: Dim | None, options: dict[str, Any]) -> t
         if sparse:
             return dim.dimension, dim
         dim = dim.dimension
-    labels = getattr(vocab, "num_labels", None) if vocab is not None else None
+    labels = _num_labels(name, vocab)
     if labels is not None:
         if dim not in (NotSpecified, None, labels):
             raise AssertionError(f"'{name}': dim={dim} contradicts the vocabulary, which has {labels} labels")
@@ -85,6 +85,16 @@ def _sparse_dim(name: str, sparse_dim: Dim | None, options: dict[str, Any]) -> t
     if dim is NotSpecified:
         raise AssertionError(f"'{name}': a sparse stream needs `dim` (the number of classes), `sparse_dim` or `vocab`")
     return known_dim, Dim(known_dim, name=f"{name}:sparse-dim", kind=Dim.Types.Feature, vocab=vocab)
+
+
+def _num_labels(name: str, vocab: Any) -> int | None:
+    if vocab is None:
+        return None
+    if hasattr(vocab, "labels"):
+        return len(vocab.labels)
+    if hasattr(vocab, "num_labels"):
+        return int(vocab.num_labels)
+    raise TypeError(f"'{name}': vocab must be a vocabulary object with labels, not {vocab!r}")
 
 
 def _dims_from_shape(

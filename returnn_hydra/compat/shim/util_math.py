@@ -11,7 +11,9 @@ __all__ = ["PiecewiseLinear", "ceil_div", "next_power_of_two"]
 class PiecewiseLinear:
     """A function through {x: y} points, linear between them, constant outside."""
 
-    def __init__(self, values: Mapping[float, float], *, kw_name: str | None = None, ignore_other_kwargs: bool = False) -> None:
+    def __init__(
+        self, values: Mapping[float, float], *, kw_name: str | None = None, ignore_other_kwargs: bool = False
+    ) -> None:
         self._points = sorted(values.items())
         self._kw_name = kw_name
         self._ignore_other_kwargs = ignore_other_kwargs

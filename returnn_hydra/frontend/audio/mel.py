@@ -42,17 +42,15 @@ def mel_filterbank(
 def filter_matrix(
     num_frequencies: int, num_filters: int, sampling_rate: float, f_min: float | None, f_max: float | None
 ) -> torch.Tensor:
-    """(frequencies, filters) triangles, linear in mel; the zero frequency belongs to no filter."""
+    """(frequencies, filters) triangles, linear in Hz, their corners evenly spaced in mel."""
     low = _mel(0.0 if f_min is None else float(f_min))
     high = _mel(sampling_rate / 2 if f_max is None else float(f_max))
-    edges = torch.linspace(low, high, num_filters + 2, dtype=torch.float64)
-    frequencies = torch.linspace(0.0, sampling_rate / 2, num_frequencies, dtype=torch.float64)
-    mels = 1127.0 * torch.log1p(frequencies / 700.0)
-    rising = (mels[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - mels[:, None]) / (edges[2:] - edges[1:-1])
-    weights = torch.minimum(rising, falling).clamp(min=0.0)
-    weights[0] = 0.0
-    return weights.to(torch.float32)
+    mels = torch.linspace(low, high, num_filters + 2, dtype=torch.float64)
+    edges = 700.0 * torch.expm1(mels / 1127.0)
+    frequencies = torch.linspace(0.0, sampling_rate / 2, num_frequencies, dtype=torch.float64)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0.0).to(torch.float32)
 
 
 def _mel(frequency: float) -> float:

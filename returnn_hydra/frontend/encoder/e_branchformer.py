@@ -21,7 +21,7 @@ from returnn_hydra.frontend.tensor_template import NotSpecified
 
 
 class FeedForwardConvGated(Module):
-    """linear, activation, first half * gate_activation(depthwise convolution of the normalised second half), linear.
+    """linear, activation, second half * gate_activation(depthwise convolution of the normalised first half), linear.
 
     Parameters: linear_ff, norm, conv, linear_out.
 
@@ -58,7 +58,7 @@ class FeedForwardConvGated(Module):
         from returnn_hydra.frontend.arrays import split
 
         x = self.activation(self.linear_ff(inp))
-        values, gates = split(x, axis=self.linear_ff.out_dim, out_dims=[self.ff_dim, self.ff_dim])
+        gates, values = split(x, axis=self.linear_ff.out_dim, out_dims=[self.ff_dim, self.ff_dim])
         gates, _ = self.conv(self.norm(gates), in_spatial_dim=spatial_dim)
         x = values * self.gate_activation(gates)
         x = dropout(x, self.dropout, axis=self.dropout_broadcast and self.ff_dim)

@@ -1,0 +1,25 @@
+"""returnn.datasets, returnn.datasets.basic"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from returnn_hydra.compat.dataset_dicts import build_dataset
+from returnn_hydra.data.dataset import Dataset
+
+__all__ = ["Dataset", "init_dataset"]
+
+
+def init_dataset(
+    kwargs: Any,
+    extra_kwargs: Mapping[str, Any] | None = None,
+    default_kwargs: Mapping[str, Any] | None = None,
+    **_options: Any,
+) -> Any:
+    """A data set from RETURNN's dict (or a function that gives one); a data set stays one."""
+    if callable(kwargs) and not isinstance(kwargs, type):
+        kwargs = kwargs()
+    if not isinstance(kwargs, Mapping):
+        return kwargs
+    return build_dataset({**(default_kwargs or {}), **kwargs, **(extra_kwargs or {})}, "init_dataset")

@@ -1,0 +1,265 @@
+"""returnn.util, returnn.util.basic: the helpers that configs use."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from returnn_hydra.compat.shim.root import __long_version__
+from returnn_hydra.compat.shim.util_math import ceil_div, next_power_of_two
+from returnn_hydra.frontend.ambient import NEWEST_BEHAVIOR_VERSION, ambient
+from returnn_hydra.frontend.tensor_template import NotSpecified
+
+__all__ = [
+    "BehaviorVersion",
+    "NotSpecified",
+    "NumbersDict",
+    "OptionalNotImplementedError",
+    "Stats",
+    "ceil_div",
+    "cf",
+    "describe_returnn_version",
+    "get_login_username",
+    "hms",
+    "hms_fraction",
+    "human_bytes_size",
+    "load_json",
+    "model_epoch_from_filename",
+    "next_power_of_two",
+    "prod",
+]
+
+
+class OptionalNotImplementedError(NotImplementedError):
+    """Something optional is not there."""
+
+
+def cf(filename: str) -> str:
+    """The file itself: there is no cache manager."""
+    return filename
+
+
+def get_login_username() -> str:
+    """Name of the user."""
+    return getpass.getuser()
+
+
+def describe_returnn_version() -> str:
+    """This project's version, in RETURNN's words."""
+    return __long_version__
+
+
+def hms(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def hms_fraction(seconds: float, decimals: int = 4) -> str:
+    """With a fraction of the second."""
+    return hms(seconds) + f"{seconds - int(seconds):.{decimals}f}"[1:]
+
+
+def human_bytes_size(size: float) -> str:
+    """1536 -> "1.5KB"."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(size) < 1024 or unit == "TB":
+            return f"{size:.1f}{unit}" if unit != "B" else f"{size}B"
+        size /= 1024
+    raise AssertionError
+
+
+def load_json(filename: str | None = None, content: str | None = None) -> Any:
+    """A JSON file or text; // comments are allowed."""
+    if content is None:
+        assert filename is not None
+        with open(filename, encoding="utf8") as file:
+            content = file.read()
+    return json.loads(re.sub(r"^\s*//.*$", "", content, flags=re.MULTILINE))
+
+
+def model_epoch_from_filename(filename: str) -> int:
+    """The epoch in a checkpoint's name: "model.012.pt" -> 12.
+
+    Raises:
+        ValueError: there is none.
+    """
+    numbers = re.findall(r"\.(?:pretrain\.)?(\d{3,})(?=\.|$)", os.path.basename(filename))
+    if not numbers:
+        raise ValueError(f"'{filename}' has no epoch in its name (as in model.012.pt)")
+    return int(numbers[-1])
+
+
+def prod(numbers: Iterable[Any]) -> Any:
+    """Product."""
+    result: Any = 1
+    for number in numbers:
+        result = result * number
+    return result
+
+
+class NumbersDict:
+    """Numbers by name, with arithmetic per entry; an entry that one side lacks is 0 there (or the broadcast value)."""
+
+    def __init__(
+        self, auto_convert: Any = None, numbers_dict: Mapping[str, Any] | None = None, broadcast_value: Any = None
+    ) -> None:
+        self.dict: dict[str, Any] = {}
+        self.value = broadcast_value
+        source = auto_convert if auto_convert is not None else numbers_dict
+        if isinstance(source, NumbersDict):
+            self.dict, self.value = dict(source.dict), source.value
+        elif isinstance(source, Mapping):
+            self.dict = dict(source)
+        elif source is not None:
+            self.value = source
+
+    def __getitem__(self, key: str) -> Any:
+        return self.dict[key] if key in self.dict or self.value is None else self.value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.dict[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.dict
+
+    def __len__(self) -> int:
+        return len(self.dict)
+
+    def __iter__(self) -> Any:
+        return iter(self.dict)
+
+    def keys(self) -> Any:
+        return self.dict.keys()
+
+    def values(self) -> list[Any]:
+        return [*self.dict.values(), *([] if self.value is None else [self.value])]
+
+    def items(self) -> Any:
+        return self.dict.items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.dict.get(key, self.value if self.value is not None else default)
+
+    def copy(self) -> NumbersDict:
+        return NumbersDict(self)
+
+    def has_values(self) -> bool:
+        return bool(self.dict) or self.value is not None
+
+    def _apply(self, other: Any, function: Any) -> NumbersDict:
+        other = NumbersDict(other)
+        result = NumbersDict()
+        for key in {**self.dict, **other.dict}:
+            result.dict[key] = function(self.get(key, 0), other.get(key, 0))
+        if self.value is not None or other.value is not None:
+            result.value = function(self.value or 0, other.value or 0)
+        return result
+
+    def __add__(self, other: Any) -> NumbersDict:
+        return self._apply(other, lambda a, b: a + b)
+
+    __radd__ = __iadd__ = __add__
+
+    def __sub__(self, other: Any) -> NumbersDict:
+        return self._apply(other, lambda a, b: a - b)
+
+    def __mul__(self, other: Any) -> NumbersDict:
+        return self._apply(other, lambda a, b: a * b)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> NumbersDict:
+        return self._apply(other, lambda a, b: a / b)
+
+    def elem_eq(self, other: Any) -> NumbersDict:
+        return self._apply(other, lambda a, b: a == b)
+
+    def max_value(self) -> Any:
+        return max(self.values())
+
+    def min_value(self) -> Any:
+        return min(self.values())
+
+    @classmethod
+    def max(cls, items: Sequence[Any]) -> NumbersDict:
+        """Per entry the largest."""
+        result = NumbersDict(items[0])
+        for item in items[1:]:
+            result = result._apply(item, lambda a, b: a if a > b else b)
+        return result
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NumbersDict) and self.dict == other.dict and self.value == other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"NumbersDict({self.dict}{'' if self.value is None else f', broadcast_value={self.value}'})"
+
+
+class Stats:
+    """Mean, variance, extremes of vectors that come one by one."""
+
+    def __init__(self, format_str: Any = None) -> None:
+        self.min: Any = None
+        self.max: Any = None
+        self.total_data_len = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+
+    def collect(self, data: Any) -> None:
+        """Rows of vectors, or numbers."""
+        for row in np.asarray(data, dtype="float64"):
+            self.total_data_len += 1
+            deviation = row - self._mean
+            self._mean = self._mean + deviation / self.total_data_len
+            self._squares = self._squares + deviation * (row - self._mean)
+            self.min = row if self.min is None else np.minimum(self.min, row)
+            self.max = row if self.max is None else np.maximum(self.max, row)
+
+    def get_mean(self) -> Any:
+        return self._mean
+
+    def get_std_dev(self) -> Any:
+        return np.sqrt(self._squares / max(self.total_data_len, 1))
+
+
+class BehaviorVersion:
+    """RETURNN's switch of old and new behaviour: the config's `behavior_version`."""
+
+    _latest_behavior_version = NEWEST_BEHAVIOR_VERSION
+
+    @classmethod
+    def get(cls) -> int:
+        """The version in force."""
+        return ambient.behavior
+
+    @classmethod
+    def is_set(cls) -> bool:
+        return ambient.behavior_version is not None
+
+    @classmethod
+    def set(cls, version: int) -> None:
+        """Raises ValueError for a version that does not exist."""
+        if not 0 <= version <= NEWEST_BEHAVIOR_VERSION:
+            raise ValueError(f"behavior_version {version} is not in 0..{NEWEST_BEHAVIOR_VERSION}")
+        ambient.behavior_version = version
+
+    @classmethod
+    def set_min_behavior_version(cls, version: int) -> None:
+        """At least this one."""
+        cls.set(max(version, cls.get()))
+
+    @classmethod
+    def require(cls, condition: bool, message: str, version: int) -> None:
+        """Raises ValueError if the condition does not hold although the version is at least `version`."""
+        if not condition and cls.get() >= version:
+            raise ValueError(f"{message} (since behavior_version {version})")
