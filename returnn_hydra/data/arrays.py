@@ -79,6 +79,8 @@ def _guessed_specs(seq: Mapping[str, Any]) -> dict[str, TensorSpec]:
 class AnythingDataset(Dataset):
     """Sequences of zeros: what stands in where data of some shape is wanted, whatever it is.
 
+    Inside of a MetaDataset it has every sequence that the control data set has.
+
     Args:
         streams: specs.
         num_seqs: number of sequences.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from returnn_hydra.data.arrays import AnythingDataset
 from returnn_hydra.data.checks import did_you_mean, stream_spec
 from returnn_hydra.data.concat import all_tags
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
@@ -68,7 +69,10 @@ class MetaDataset(ComposedDataset):
         rows = {}
         for name, dataset in self.datasets.items():
             tags = control_tags if name == self.control else all_tags(dataset)
-            rows[name] = self._positions(name, tags, lists.get(name, wanted))
+            if isinstance(dataset, AnythingDataset) and name != self.control and len(dataset):
+                rows[name] = np.zeros(len(wanted), dtype=np.int64)
+            else:
+                rows[name] = self._positions(name, tags, lists.get(name, wanted))
         return rows
 
     def _positions(self, name: str, tags: list[str], wanted: list[str]) -> np.ndarray:

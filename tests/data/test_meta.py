@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from returnn_hydra.data.arrays import StaticDataset
+from returnn_hydra.data.arrays import AnythingDataset, StaticDataset
 from returnn_hydra.data.chunk import ChunkDataset
 from returnn_hydra.data.combine import CombinedDataset
 from returnn_hydra.data.concat import ConcatDataset, ConcatSeqsDataset, RepeatDataset
@@ -99,6 +99,13 @@ def test_meta_seq_list(tmp_path):
         assert one.read([0, 1]).seq_tags == ["b", "a"]
     by_set = MetaDataset({"x": x}, {"data": ["x", "v"]}, seq_list_file={"x": tmp_path / "tags.txt"})
     assert by_set.seq_tags([0, 1]) == ["b", "a"]
+
+
+def test_anything_goes_with_every_sequence():
+    sets = {"real": seqs([2, 3, 4]), "zeros": AnythingDataset({"data": {"dim": 7}}, num_seqs=1)}
+    joined = MetaDataset(sets, {"data": ["real", "data"], "other": ["zeros", "data"]})
+    assert joined.read([2]).streams["other"][0].tolist() == [[0] * 7]
+    assert joined.seq_lengths("other").tolist() == [1, 1, 1]
 
 
 def test_meta_errors(tmp_path):
