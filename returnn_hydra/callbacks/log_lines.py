@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 
 from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.log import BATCHES, RESULTS, SUMMARY, hms
 from returnn_hydra.engine.records import EpochRecord
@@ -21,11 +23,11 @@ class LogLines(Callback):
 
     def on_run_start(self, trainer: Trainer) -> None:
         num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        logger.log(SUMMARY, "Model: %s, %d parameters, on %s", type(trainer.model).__name__, num_parameters, trainer.device)
+        logger.log(
+            SUMMARY, "Model: %s, %d parameters, on %s", type(trainer.model).__name__, num_parameters, trainer.device
+        )
         for name, data in {"train": trainer.train_data, **trainer.eval_data}.items():
-            lengths = data.dataset.order_lengths()
-            frames = "an unknown number of" if lengths is None else str(int(lengths.sum()))
-            logger.log(SUMMARY, "Data %s: %d sequences, %s frames", name, len(data.dataset), frames)
+            logger.log(SUMMARY, "Data %s: %s", name, _size(data))
         optimizer = trainer.updater.optimizer
         logger.log(RESULTS, "Optimizer: %s, %d parameter groups", type(optimizer).__name__, len(optimizer.param_groups))
         self._process_started = time.monotonic()
@@ -91,3 +93,12 @@ class LogLines(Callback):
                 trainer.updater.num_updates,
                 hms(time.monotonic() - self._process_started),
             )
+
+
+def _size(data: Loader | StreamLoader) -> str:
+    """`243 sequences, 3856 frames`."""
+    if isinstance(data, StreamLoader):
+        return "a stream of unknown length"
+    lengths = data.dataset.order_lengths()
+    frames = "an unknown number of" if lengths is None else str(int(lengths.sum()))
+    return f"{len(data.dataset)} sequences, {frames} frames"

@@ -39,7 +39,9 @@ class Priors(ForwardCallback):
 
     def process_seq(self, seq_tag: str, outputs: Mapping[str, np.ndarray]) -> None:
         if self.output not in outputs:
-            raise DataError(f"{seq_tag}: priors need the output '{self.output}', the forward step gives {sorted(outputs)}")
+            raise DataError(
+                f"{seq_tag}: priors need the output '{self.output}', the forward step gives {sorted(outputs)}"
+            )
         posteriors = np.atleast_2d(outputs[self.output].astype(np.float64))
         posteriors = np.exp(posteriors) if self.log_space else posteriors
         self._sum = posteriors.sum(axis=0) + (0.0 if self._sum is None else self._sum)

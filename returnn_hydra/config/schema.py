@@ -113,6 +113,7 @@ class Config:
     grad_accum_steps: int = 1
     max_grad_norm: float | None = None
     max_grad_value: float | None = None
+    max_grad_norm_per_tensor: float | None = None
     gradient_noise: float = 0.0
     weight_decay_exclude: list[str] | None = None
     learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
@@ -153,6 +154,7 @@ MINIMUM: dict[str, float] = {
     "grad_accum_steps": 1,
     "max_grad_norm": 0.0,
     "max_grad_value": 0.0,
+    "max_grad_norm_per_tensor": 0.0,
     "gradient_noise": 0.0,
     "keep_last": 1,
     "keep_best": 0,

@@ -6,12 +6,19 @@ import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from returnn_hydra.engine.checkpoint import CheckpointStore
 
 SAFETY = 2
 """So many newest valid checkpoints are never deleted: one may become damaged."""
 logger = logging.getLogger(__name__)
+
+
+class RetentionRule(Protocol):
+    """Deletes what is not needed, after every epoch; `scores` are those that Retention takes."""
+
+    def apply(self, store: CheckpointStore, scores: Mapping[int, float]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -39,23 +46,26 @@ class Retention:
         return [epoch for epoch in ordered if epoch not in keep]
 
     def apply(self, store: CheckpointStore, scores: Mapping[int, float]) -> list[int]:
-        """Delete what is not needed, model, optimizer and manifest together; returns the deleted epochs.
+        """Delete what is not needed, model, optimizer and manifest together; returns the deleted epochs."""
+        return delete_epochs(store, self.to_delete(store.epochs(), scores))
 
-        The newest checkpoints are read again first: nothing is deleted unless enough of them are valid.
-        """
-        epochs = store.epochs()
-        unneeded = self.to_delete(epochs, scores)
-        if not unneeded:
-            return []
-        safe: list[int] = []
-        for epoch in reversed(epochs):
-            if store.is_valid(store.manifest(store.epoch_name(epoch))):
-                safe.append(epoch)
-            if len(safe) == SAFETY:
-                break
-        deleted = [epoch for epoch in unneeded if len(safe) == SAFETY and epoch < safe[-1]]
-        for epoch in deleted:
-            store.remove_epoch(epoch)
-        if deleted:
-            logger.info("Deleted the checkpoints of epochs %s", ", ".join(map(str, deleted)))
-        return deleted
+
+def delete_epochs(store: CheckpointStore, unneeded: Collection[int]) -> list[int]:
+    """Delete these epochs as far as that is safe; returns those that are gone.
+
+    The newest checkpoints are read again first: nothing is deleted unless enough of them are valid.
+    """
+    if not unneeded:
+        return []
+    safe: list[int] = []
+    for epoch in reversed(store.epochs()):
+        if store.is_valid(store.manifest(store.epoch_name(epoch))):
+            safe.append(epoch)
+        if len(safe) == SAFETY:
+            break
+    deleted = [epoch for epoch in unneeded if len(safe) == SAFETY and epoch < safe[-1]]
+    for epoch in deleted:
+        store.remove_epoch(epoch)
+    if deleted:
+        logger.info("Deleted the checkpoints of epochs %s", ", ".join(map(str, deleted)))
+    return deleted

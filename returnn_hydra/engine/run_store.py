@@ -6,8 +6,6 @@ records for people and programs, one line per epoch, and spares a resumed run th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
-from returnn_hydra.engine.errors import ChangedConfigError
-from returnn_hydra.engine.files import FileSystem, write_text
+from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.log import FILES
 from returnn_hydra.engine.manifest import Progress
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
-from returnn_hydra.engine.retention import Retention
+from returnn_hydra.engine.resume import refuse_changes
+from returnn_hydra.engine.retention import Retention, RetentionRule
 from returnn_hydra.engine.saver import BackgroundSaver
+from returnn_hydra.engine.score_file import ScoreFile
 from returnn_hydra.engine.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -41,10 +40,16 @@ class RunStore:
     """Checkpoints, scores and stop requests of one run; used as a context manager, with the folder's lock held."""
 
     folder: Path
+    checkpoint_folder: Path | None = None
+    """Default: `checkpoints` in the folder."""
+    prefix: str = "model"
+    """How the names of the checkpoints begin."""
+    resume: bool = True
+    """Go on from the newest checkpoint; else from the state that the trainer was made with."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     """What a resumed run must share, flat: `{"batch_size": 1000, "model.hidden_dim": 64, ...}`."""
     allow_changed: Sequence[str] = ()
-    retention: Retention = Retention()
+    retention: RetentionRule = Retention()
     score: str | None = None
     """Name of the score that `retention` calls best; None: the first of dev."""
     every_steps: int | None = None
@@ -59,9 +64,10 @@ class RunStore:
     """With several ranks: batches between two agreements on whether to stop or to save."""
 
     def __enter__(self) -> RunStore:
-        checkpoints = self.folder / "checkpoints"
-        run_id = self.ranks.broadcast(run_id_of_folder(checkpoints, self.disk) if self.ranks.is_first else None)
-        self.checkpoints = CheckpointStore(checkpoints, run_id, self.fingerprint, disk=self.disk)
+        folder = self.checkpoint_folder or self.folder / "checkpoints"
+        own_id = run_id_of_folder(folder, self.disk, self.prefix) if self.ranks.is_first else None
+        run_id = self.ranks.broadcast(own_id)
+        self.checkpoints = CheckpointStore(folder, run_id, self.fingerprint, self.prefix, disk=self.disk)
         if self.ranks.is_first:
             self.checkpoints.clean_up()
         self.ranks.broadcast(None)
@@ -81,29 +87,15 @@ class RunStore:
             ChangedConfigError: it was made with another configuration.
             DamagedStateError: there are checkpoints, but no valid one.
         """
-        checkpoint = self.checkpoints.load_newest(trainer.device)
+        checkpoint = self.checkpoints.load_newest(trainer.device) if self.resume else None
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         if checkpoint is None:
             self.checkpoints.check_space(trainer.model.state_dict(), None)
-            logger.info("Starting at epoch 1")
+            logger.info("Starting at epoch %d", trainer.position.epoch)
         else:
-            self._check_unchanged(checkpoint)
+            refuse_changes(checkpoint.manifest.fingerprint, self.fingerprint, self.allow_changed)
             self._load(trainer, checkpoint)
         self.stop.immediate = False
-
-    def _check_unchanged(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.manifest.fingerprint
-        changed = [
-            f"{key}: {saved.get(key)!r} -> {self.fingerprint.get(key)!r}"
-            for key in sorted({*saved, *self.fingerprint})
-            if saved.get(key) != self.fingerprint.get(key)
-            and not any(key == allowed or key.startswith(f"{allowed}.") for allowed in self.allow_changed)
-        ]
-        if changed:
-            raise ChangedConfigError(
-                f"{self.folder} has checkpoints of another configuration ({'; '.join(changed)}). "
-                "Use another name=, the old values, or allow_changed=[key,...]"
-            )
 
     def _load(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         progress, state = checkpoint.progress, checkpoint.progress.state
@@ -193,8 +185,7 @@ class RunStore:
         self.saver.submit(lambda: self._tidy(scores, last))
 
     def _write_records(self, records: Sequence[EpochRecord]) -> None:
-        text = "".join(_seal_line(record.to_json()) for record in records)
-        write_text(self.disk, self.folder / SCORES_FILE, text)
+        ScoreFile(self.folder / SCORES_FILE, self.disk).write([record.to_json() for record in records])
         for write in self.writers:
             write(self.folder, records)
 
@@ -229,18 +220,12 @@ class RunStore:
             "records": [record.to_json() for record in trainer.records],
             "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
         }
-        return Progress(trainer.position.epoch, batch, trainer.updater.num_updates, float(rate), state)
+        return Progress(trainer.position.epoch, batch, trainer.updater.step, float(rate), state)
 
 
 def read_records(folder: Path) -> list[EpochRecord]:
     """The records of a run's finished epochs; damaged lines are reported and left out."""
-    path = folder / SCORES_FILE
-    if not path.is_file():
-        return []
-    values = [_unseal_line(line) for line in path.read_text(errors="replace").splitlines()]
-    if None in values:
-        logger.error("DAMAGED FILE: %s: line %d is not as it was written", path, values.index(None) + 1)
-    return [EpochRecord.from_json(value) for value in values if value is not None]
+    return [EpochRecord.from_json(record) for record in ScoreFile(folder / SCORES_FILE, FileSystem()).read()]
 
 
 def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
@@ -253,18 +238,3 @@ def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
         "optimizer_opts": {},
         "param_names": [names[id(p)] for group in optimizer.param_groups for p in group["params"]],
     }
-
-
-def _seal_line(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values)
-    return json.dumps({**values, "sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
-
-
-def _unseal_line(line: str) -> dict[str, Any] | None:
-    """The values of a line; None when it is damaged."""
-    try:
-        values = json.loads(line)
-        del values["sha256"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return values if _seal_line(values) == line + "\n" else None

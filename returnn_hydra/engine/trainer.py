@@ -14,6 +14,7 @@ from torch import nn
 
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.device import seed_everything
 from returnn_hydra.engine.evaluator import TrainStep, evaluate
@@ -49,8 +50,8 @@ class Trainer:
     train_step: TrainStep
     updater: Updater
     control: LearningRateControl
-    train_data: Loader
-    eval_data: Mapping[str, Loader]
+    train_data: Loader | StreamLoader
+    eval_data: Mapping[str, Loader | StreamLoader]
     store: RunStore
     device: torch.device
     num_epochs: int
@@ -114,7 +115,7 @@ class Trainer:
             self.notify("on_step_end", batch, losses)
             if self.updater.at_boundary:
                 self.store.save_within_epoch(self)
-        self.updater.flush({})
+        self.updater.end_epoch()
 
     def train_batch(self, batch: Batch, is_last: bool) -> Mapping[str, Loss]:
         """Losses of one batch, and the update if this batch completes one."""
@@ -139,12 +140,12 @@ class Trainer:
         statistics = dict(self.train_data.statistics(epoch))
         if self.position.seconds > 0:
             statistics["frames_per_second"] = round(statistics["num_frames"] / self.position.seconds, 1)
-        return EpochRecord(epoch, learning_rate, scores, self.updater.num_updates, seconds, statistics)
+        return EpochRecord(epoch, learning_rate, scores, self.updater.step, seconds, statistics)
 
     def set_learning_rate(self, epoch: int, num_batches: int | None, learning_rate: float) -> None:
         """Give the optimizer the rate of the coming step; a group's multiplier applies on top."""
         done = self.position.batch / num_batches if num_batches else 0.0
-        rate = self.control.step_learning_rate(self.updater.num_updates, epoch - 1 + done, learning_rate)
+        rate = self.control.step_learning_rate(self.updater.step, epoch - 1 + done, learning_rate)
         for group in self.updater.optimizer.param_groups:
             group["lr"] = rate * group.get("learning_rate_multiplier", 1.0)
 

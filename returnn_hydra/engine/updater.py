@@ -26,6 +26,10 @@ class UpdateRules:
     normalization: str = "mean"
     """mean: each loss is divided by its count over all accumulated batches; sum: it is not (RETURNN's convention)."""
     grad_accum_steps: int = 1
+    apply_incomplete: bool = True
+    """At the end of an epoch, apply what has been accumulated though it is less; else forget it, as RETURNN does."""
+    step_unit: str = "update"
+    """What a step is, for learning-rate schedules and checkpoints: an update, or a batch (RETURNN's convention)."""
     gradients: GradientRules = GradientRules()
     amp: str = "none"
     on_nonfinite: str = "stop"
@@ -53,6 +57,7 @@ class Updater:
         self.device = device
         self.ranks = ranks
         self.num_updates = 0
+        self.num_batches = 0
         self.num_skipped = 0
         self._consecutive_skipped = 0
         self.scaler = torch.amp.GradScaler(device.type) if rules.amp == "float16" else None
@@ -71,13 +76,19 @@ class Updater:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
+    def step(self) -> int:
+        """Steps done so far, in the rules' unit."""
+        return self.num_batches if self.rules.step_unit == "batch" else self.num_updates
+
+    @property
     def at_boundary(self) -> bool:
         """No batch waits in an unfinished accumulation: the state can be saved."""
         return self._accumulated == 0
 
     def is_last_of_update(self, is_last_of_epoch: bool) -> bool:
         """Whether the coming batch completes an update."""
-        return is_last_of_epoch or self._accumulated + 1 == self.rules.grad_accum_steps
+        complete = self._accumulated + 1 == self.rules.grad_accum_steps
+        return complete or (is_last_of_epoch and self.rules.apply_incomplete)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for the forward pass, by `amp`."""
@@ -106,10 +117,17 @@ class Updater:
         self._seq_tags += seq_tags
         self._accumulated += 1
         self._backward(optimised)
-        return self.flush(losses) if completes else False
+        self.num_batches += 1
+        return self._flush(losses) if completes else False
 
-    def flush(self, losses: Mapping[str, Loss]) -> bool:
-        """Apply what has been accumulated; returns whether this made an optimizer step."""
+    def end_epoch(self) -> bool:
+        """Apply what has been accumulated, or forget it, by the rules; returns whether this made an optimizer step."""
+        if self.rules.apply_incomplete:
+            return self._flush({})
+        self._reset()
+        return False
+
+    def _flush(self, losses: Mapping[str, Loss]) -> bool:
         if self._accumulated == 0:
             return False
         if self.rules.grad_accum_steps > 1:
@@ -123,9 +141,8 @@ class Updater:
             self._add_up_ranks()
             terms = [loss.sum * (loss.scale * self._factor(name)) for name, loss in losses.items()]
             self._scaled(sum_of(terms)).backward()
-        elif len(losses) == 1:
-            (loss,) = losses.values()
-            self._scaled(loss.scale * loss.sum).backward()
+        elif len(losses) == 1 or self.rules.normalization == "sum":
+            self._scaled(sum_of([loss.sum * loss.scale for loss in losses.values()])).backward()
         else:
             self._backward_by_loss(losses)
 
@@ -148,7 +165,7 @@ class Updater:
                 parts = [g[index] * self._factor(name) for name, g in self._gradients.items() if g[index] is not None]
                 parameter.grad = sum_of(parts) if parts else None
         else:
-            (name,) = self._counts
+            name = next(iter(self._counts))  # the only one, or the factor is the same for all
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._factor(name))
@@ -218,12 +235,14 @@ class Updater:
         """What is not in the optimizer: counters, and the scaler's scale."""
         return {
             "num_updates": self.num_updates,
+            "num_batches": self.num_batches,
             "num_skipped": self.num_skipped,
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_updates = state["num_updates"]
+        self.num_batches = state["num_batches"]
         self.num_skipped = state["num_skipped"]
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -16,6 +16,7 @@ from returnn_hydra.build import Builder
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.device import seed_everything, select_device
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.log import RunLog
@@ -65,6 +66,9 @@ class Context:
             builder.check(values[key], key, given)
         for name, node in values["callbacks"].items():
             builder.check(node, f"callbacks.{name}", ["folder"])
+        for name, conf in {**values["datasets"], **values["datasets"]["extra"]}.items():
+            if name != "extra" and conf is not None:
+                builder.check(conf["source"], f"datasets.{name}.source")
         try:
             device = select_device(values["device"], ranks.local_rank if ranks.size > 1 else None)
         except ValueError as error:
@@ -93,7 +97,7 @@ class Context:
             return contextlib.nullcontext()
         return RunLock(self.folder.path, steal=self.values["steal_lock"])
 
-    def loader(self, name: str, conf: dict[str, Any], equal_batches: bool = False) -> Loader:
+    def loader(self, name: str, conf: dict[str, Any], equal_batches: bool = False) -> Loader | StreamLoader:
         """A data set with its order and batches, this rank's part of them.
 
         Args:

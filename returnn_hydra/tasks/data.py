@@ -13,6 +13,8 @@ from returnn_hydra.data.dataset import Dataset
 from returnn_hydra.data.filter import FilterDataset
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
+from returnn_hydra.data.stream_loader import StreamLoader
+from returnn_hydra.data.streaming import StreamingDataset
 
 
 def build_specs(builder: Builder, nodes: Mapping[str, Any], path: str) -> dict[str, TensorSpec]:
@@ -33,14 +35,16 @@ def build_specs(builder: Builder, nodes: Mapping[str, Any], path: str) -> dict[s
     return specs
 
 
-def build_source(builder: Builder, conf: Mapping[str, Any], path: str, specs: Mapping[str, TensorSpec]) -> Dataset:
+def build_source(
+    builder: Builder, conf: Mapping[str, Any], path: str, specs: Mapping[str, TensorSpec]
+) -> Dataset | StreamingDataset:
     """The source of a data set, filtered by its tag list; it has every stream that is asked for.
 
     Raises:
         ConfigError: a stream is missing, or not what extern_data says.
     """
     source = builder.build(conf["source"], f"{path}.source")
-    if not isinstance(source, Dataset):
+    if not isinstance(source, Dataset | StreamingDataset):
         raise ConfigError(f"{path}.source: expected a data set, got {type(source).__name__}")
     for name, spec in specs.items():
         if name not in source.streams:
@@ -55,6 +59,8 @@ def build_source(builder: Builder, conf: Mapping[str, Any], path: str, specs: Ma
                 f"{path} has dim={found.dim} sparse={found.sparse}"
             )
     if conf["seq_list_filter"] is not None:
+        if not isinstance(source, Dataset):
+            raise ConfigError(f"{path}.seq_list_filter: {type(source).__name__} is a stream, which can't be filtered")
         wanted = conf["seq_list_filter"]
         key = "seq_list_filter_file" if isinstance(wanted, str) else "seq_tags"
         source = FilterDataset(source, **{key: wanted})
@@ -68,8 +74,8 @@ def build_loader(
     specs: Mapping[str, TensorSpec],
     seed: int,
     **surroundings: Any,
-) -> Loader:
-    """A data set with its order and its batches.
+) -> Loader | StreamLoader:
+    """A data set with its order and its batches; a streaming source has no order but its own.
 
     Args:
         surroundings: further arguments of Loader: pin_memory, rank, world_size.
@@ -94,12 +100,10 @@ def build_loader(
         )
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return Loader(
-        source,
-        specs,
-        order,
-        batching,
-        num_workers=conf["num_workers"],
-        check_finite=conf["check_finite"],
-        **surroundings,
-    )
+    options = {**surroundings, "num_workers": conf["num_workers"], "check_finite": conf["check_finite"]}
+    if isinstance(source, Dataset):
+        return Loader(source, specs, order, batching, **options)
+    if conf["seq_ordering"] != "default" or conf["partition_epoch"] > 1 or conf["repeat_epoch"] > 1:
+        raise ConfigError(f"{path}.seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
+    options.pop("equal_batches", None)
+    return StreamLoader(source, specs, batching, **options)

@@ -67,7 +67,10 @@ def forward_data(
     """
     conf = context.dataset_conf(name, "forward_data")
     specs = {key: spec for key, spec in context.extern_data.items() if spec.available_for_inference}
-    source = build_source(context.builder, conf, f"datasets.{name}", specs).at_epoch(1)
+    built = build_source(context.builder, conf, f"datasets.{name}", specs)
+    if not isinstance(built, Dataset):
+        raise ConfigError(f"datasets.{name}: {type(built).__name__} is a stream, whose sequences have no corpus order")
+    source = built.at_epoch(1)
     specs |= {key: context.extern_data[key] for key in more_streams if key in source.streams}
     batching = Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
     return forward(model, step, corpus_batches(source, specs, batching), callback, context.device, model_outputs or {})

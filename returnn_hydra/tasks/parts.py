@@ -35,7 +35,7 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
     try:
         groups = param_groups(
             model,
-            weight_decay=(values["optimizer"] or {}).get("weight_decay", 0.0),
+            weight_decay=(values["optimizer"] or {}).get("weight_decay"),
             exclude=values["weight_decay_exclude"],
             learning_rate_multipliers=values["learning_rate_multipliers"],
             freeze=values["freeze"],
@@ -49,7 +49,10 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
         normalization=values["loss_normalization"],
         grad_accum_steps=values["grad_accum_steps"],
         gradients=GradientRules(
-            max_norm=values["max_grad_norm"], max_value=values["max_grad_value"], noise=values["gradient_noise"]
+            max_norm=values["max_grad_norm"],
+            max_value=values["max_grad_value"],
+            noise=values["gradient_noise"],
+            max_norm_per_tensor=values["max_grad_norm_per_tensor"],
         ),
         amp=values["amp"],
         on_nonfinite=values["on_nonfinite"],

@@ -1,4 +1,4 @@
-"""task=search: the best label sequences of a data set, written to files, with error rates where there are references."""
+"""task=search: the best label sequences of a data set, as files, with error rates where there are references."""
 
 from __future__ import annotations
 
