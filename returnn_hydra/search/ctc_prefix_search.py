@@ -140,6 +140,11 @@ class _Run:
             assert search.lm_bos is not None
             self.histories = Histories(search.lm, encoded, search.lm_bos)
         self.tokens = self.lexicon.labels if search.lm_unit == "label" else self.lexicon.emits
+        if search.lm is not None and self.tokens.max() >= search.lm.vocab_size:
+            raise ValueError(
+                f"the language model has {search.lm.vocab_size} {search.lm_unit}s, "
+                f"and does not know {self.tokens.max()}"
+            )
         self.prefixes: dict[tuple[int, int], int] = {}
         self.trace = [(-1, 0, 0)] * len(lengths)  # of every prefix: the one before, lexicon node before, arc
 

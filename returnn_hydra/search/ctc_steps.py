@@ -137,10 +137,10 @@ class CTCPrefix(SearchStep):
             if self.lexicon is None:
                 raise ValueError("search.lm_unit=word needs search.lexicon")
             names = [*self.lexicon.words, "</s>"]
-            lm, bos, eos = language_model_scorer(self.lm, names, len(names) - 1)
+            lm, bos, eos = language_model_scorer(self.lm, names, len(names) - 1, encoded.lengths, len(names))
         elif self.lm is not None:
             names = [] if isinstance(self.lm, nn.Module) else self.label_names(num_classes, blank)
-            lm, bos, eos = language_model_scorer(self.lm, names, blank)
+            lm, bos, eos = language_model_scorer(self.lm, names, blank, encoded.lengths, num_classes)
         return CTCPrefixSearch(
             blank=blank,
             lm=lm,

@@ -80,7 +80,7 @@ class LabelSync(SearchStep):
             elif name == "ctc":
                 scorers[name] = CTCPrefixScorer(size, eos, self.blank)
             else:
-                scorers[name] = self._language_scorer(name, size, eos)
+                scorers[name] = self._language_scorer(name, size, eos, encoded)
         search = LabelSyncSearch(CombinedScorer(scorers, self.scales), bos=bos, eos=eos, **self.search_options)
         return (lambda encoded: add_times(search(encoded), encoded, self.blank)) if self.with_times else search
 
@@ -89,11 +89,11 @@ class LabelSync(SearchStep):
             return DecoderScorer(model.decoder, size, **self.coverage)
         return TransducerScorer(model, size, eos)
 
-    def _language_scorer(self, name: str, size: int, eos: int) -> LabelScorer:
+    def _language_scorer(self, name: str, size: int, eos: int, encoded: Encoded) -> LabelScorer:
         if name not in self._language_scorers:
             conf = self.language_models[name]
             names = [] if isinstance(conf, nn.Module) else self.label_names(size, eos)
-            self._language_scorers[name], *_ = language_model_scorer(conf, names, eos)
+            self._language_scorers[name], *_ = language_model_scorer(conf, names, eos, encoded.lengths, size)
         return self._language_scorers[name]
 
 

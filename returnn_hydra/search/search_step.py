@@ -117,10 +117,26 @@ def ctc_log_probs(encoded: Encoded) -> Tensor:
     return encoded.ctc_log_probs
 
 
-def language_model_scorer(conf: LanguageModelConf, names: list[str], end: int) -> tuple[LabelScorer, int, int]:
-    """The scorer, and its labels for begin and end of sequence."""
+def language_model_scorer(
+    conf: LanguageModelConf, names: list[str], end: int, like: Tensor, num_labels: int
+) -> tuple[LabelScorer, int, int]:
+    """The scorer of a language model, and its labels for begin and end of sequence.
+
+    Arguments:
+        conf: the language model; a module is moved to the device of `like`, and into evaluation mode.
+        names: names of the labels, for an n-gram model.
+        end: label for the end of the sequence, of an n-gram model.
+        num_labels: labels of the search, the end of the sequence or the blank included.
+
+    Raises:
+        ValueError: the module's labels can't be those of the search.
+    """
     if not isinstance(conf, nn.Module):
         return NgramScorer(conf, names, bos=end, eos=end), end, end
-    conf.eval()
-    model: Any = conf
+    model: Any = conf.to(like.device).eval()
+    if abs(model.num_classes - num_labels) > 1:  # with or without a label for the end, or the blank
+        raise ValueError(
+            f"the language model has {model.num_classes} labels, the search {num_labels} (end of sequence or blank "
+            "included): both need the same vocabulary"
+        )
     return LanguageModelScorer(model, model.num_classes), model.bos_id, model.eos_id

@@ -62,6 +62,6 @@ class TransducerBeam(SearchStep):
             self._scorer = (None, None, None)
             if self.lm is not None:
                 names = [] if isinstance(self.lm, nn.Module) else self.label_names(end + 1, end)
-                self._scorer = language_model_scorer(self.lm, names, end)
+                self._scorer = language_model_scorer(self.lm, names, end, encoded.lengths, end + 1)
         lm, bos, eos = self._scorer
         return TransducerBeamSearch(model, lm=lm, lm_bos=bos, lm_eos=eos, **self.search_options)  # type: ignore[arg-type]

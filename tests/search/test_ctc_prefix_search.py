@@ -218,6 +218,9 @@ def test_errors_teach(toy: SimpleNamespace) -> None:
     lm = LanguageModelScorer(toy.LanguageModel(C), C)
     with pytest.raises(ValueError, match="lm_bos"):
         CTCPrefixSearch(lm=lm)
+    small = LanguageModelScorer(toy.LanguageModel(2), 2)
+    with pytest.raises(ValueError, match="the language model has 2 labels, and does not know 2"):
+        CTCPrefixSearch(lm=small, lm_bos=1)(toy.encoded(1, 3, C))
     table = torch.zeros(2, 3, C)
     table[1, 2, 0] = np.nan
     with pytest.raises(ValueError, match="sequence 1 of the batch hold NaN"):

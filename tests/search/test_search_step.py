@@ -165,5 +165,13 @@ def test_errors_teach(batch: Batch, models: SimpleNamespace, arpa: Path) -> None
         CTCPrefix(lm=arpa, target_key="classes")(models.ctc, batch)
     with pytest.raises(ValueError, match="needs a model with a decoder, or a transducer, not CTCModel"):
         LabelSync({"am": 1.0})(models.ctc, batch)
+    models.lm.num_classes = 9
+    for step, model in [
+        (CTCPrefix(lm=models.lm), models.ctc),
+        (TransducerBeam(lm=models.lm), models.transducer),
+        (LabelSync({"am": 1.0, "lm": 0.1}, {"lm": models.lm}), models.attention),
+    ]:
+        with pytest.raises(ValueError, match="the language model has 9 labels, the search 4"):
+            step(model, batch)
     with pytest.raises(ValueError, match="model with a CTC output"):
         CTCPrefix()(models.transducer, batch)
