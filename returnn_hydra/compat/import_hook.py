@@ -1,7 +1,8 @@
 """Makes `import returnn...` mean this project, while a RETURNN config is loaded or runs, and only then.
 
 `RETURNN_NAMES` says which of our modules stands for which of RETURNN's; everything below `returnn.frontend` is
-`returnn_hydra.frontend`. To add a module, write it (in `compat/shim/` if it only renames things) and add a line to the table.
+`returnn_hydra.frontend`. To add a module, write it (in `compat/shim/` if it only renames things) and add a line to
+the table.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import importlib.abc
 import importlib.util
 import sys
 import types
@@ -87,7 +89,7 @@ def _exists(name: str) -> bool:
         return False
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     """Puts our module under RETURNN's name into sys.modules."""
 
     def __init__(self, name: str, ours: str) -> None:
@@ -163,7 +165,7 @@ class _Finder:
                 " and those below returnn.frontend",
                 name=name,
             )
-        return ModuleSpec(name, _Loader(name, ours), is_package=True)  # type: ignore[arg-type]
+        return ModuleSpec(name, _Loader(name, ours), is_package=True)
 
 
 def _returnn_modules() -> dict[str, types.ModuleType]:
@@ -185,11 +187,11 @@ def returnn_imports() -> Iterator[None]:
     real = _returnn_modules()
     for name in real:
         del sys.modules[name]
-    sys.meta_path.insert(0, _finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _finder)
     try:
         yield
     finally:
-        sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(_finder)
         for name in _returnn_modules():
             del sys.modules[name]
         sys.modules.update(real)

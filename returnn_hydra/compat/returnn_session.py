@@ -1,4 +1,5 @@
-"""While this is active, a RETURNN config finds itself at home: its imports, its global config, its behaviour version."""
+"""While this is active, a RETURNN config finds itself at home: its imports, its global config, its behaviour
+version."""
 
 from __future__ import annotations
 

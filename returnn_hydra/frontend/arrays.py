@@ -268,7 +268,7 @@ def pad(
     source: Tensor,
     *,
     axes: Sequence[Dim],
-    padding: Sequence[tuple[Any, Any]] | tuple[int, int],
+    padding: Any,
     out_dims: Sequence[Dim] | None = None,
     mode: str = "constant",
     value: Any = None,
@@ -279,14 +279,16 @@ def pad(
     Args:
         padding: (left, right) for every axis, ints or dims.
         mode: "constant", "reflect" or "replicate".
-        handle_dynamic_dims: the right padding comes directly after the end of every sequence, and lengths grow. Without it
-            (RETURNN's default below behaviour version 21) it comes after the padding, and all lengths become the full one.
+        handle_dynamic_dims: the right padding comes directly after the end of every sequence, and lengths grow.
+            Without it
+            (RETURNN's default below behaviour version 21) it comes after the padding, and all lengths become the
+            full one.
     """
     if axes and isinstance(padding[0], (int, Dim)):
-        padding = [tuple(padding)] * len(axes)  # type: ignore[list-item]
+        padding = [tuple(padding)] * len(axes)
     new_dims: list[Dim] = []
     out = source
-    for number, (axis, (left, right)) in enumerate(zip(axes, padding, strict=True)):  # type: ignore[misc]
+    for number, (axis, (left, right)) in enumerate(zip(axes, padding, strict=True)):
         given = out_dims[number] if out_dims else None
         handle = behavior_at_least(21) if handle_dynamic_dims is None else handle_dynamic_dims
         out, dim = _pad_axis(out, axis, left, right, given, mode, value, handle)
@@ -446,7 +448,8 @@ def window(
 ) -> tuple[Tensor, Dim]:
     """The neighbourhood of every frame: a new dim `window_dim` with frames t - left .. t + right.
 
-    Frames outside a sequence are `pad_value` (0); padding behind the end counts as outside from behaviour version 23 on.
+    Frames outside a sequence are `pad_value` (0); padding behind the end counts as outside from behaviour version
+    23 on.
     """
     size = window_dim.get_dim_value()
     left, right = _window_sides(size, window_left, window_right)
@@ -469,16 +472,15 @@ def window(
 
 
 def _window_sides(size: int, left: Dim | int | None, right: Dim | int | None) -> tuple[int, int]:
-    sides = [side.get_dim_value() if isinstance(side, Dim) else side for side in (left, right)]
-    if sides[0] is None:
-        sides[0] = (size - 1) // 2 if sides[1] is None else size - 1 - sides[1]
-    if sides[1] is None:
-        sides[1] = size - 1 - sides[0]
-    assert sides[0] is not None
-    assert sides[1] is not None
-    if sides[0] + sides[1] + 1 != size:
-        raise ValueError(f"window: left {sides[0]} + 1 + right {sides[1]} is not the window size {size}")
-    return sides[0], sides[1]
+    before = left.get_dim_value() if isinstance(left, Dim) else left
+    after = right.get_dim_value() if isinstance(right, Dim) else right
+    if before is None:
+        before = (size - 1) // 2 if after is None else size - 1 - after
+    if after is None:
+        after = size - 1 - before
+    if before + after + 1 != size:
+        raise ValueError(f"window: left {before} + 1 + right {after} is not the window size {size}")
+    return before, after
 
 
 def cum_concat_step(

@@ -86,7 +86,8 @@ def _paddings(
 ) -> list[tuple[int, int]]:
     """(left, right) for every spatial axis.
 
-    "same" pads (k - 1) * dilation in total; below behaviour version 24 with a stride only as much as the padded length needs.
+    "same" pads (k - 1) * dilation in total; below behaviour version 24 with a stride only as much as the padded
+    length needs.
     """
     result = []
     for size, kernel, stride, pad, dilation in zip(sizes, kernels, strides, padding, dilations, strict=True):

@@ -187,7 +187,10 @@ class Dim:
             return root._original.dimension
         return root._size
 
-    size = dimension
+    @property
+    def size(self) -> int | None:
+        """The same as `dimension`."""
+        return self.dimension
 
     @size.setter
     def size(self, value: int | None) -> None:

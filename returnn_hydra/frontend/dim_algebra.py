@@ -1,6 +1,7 @@
 """Arithmetic on dims as plain terms: two dims are equal if they were derived from the same dims in the same way.
 
-A dim has a *term*: a base dim, or an operation over terms. Sums and products are kept flat and in order, and neighbouring
+A dim has a *term*: a base dim, or an operation over terms. Sums and products are kept flat and in order, and
+neighbouring
 constants are folded, so (T + 1) - 1 is T again and (T + 1) + 1 equals T + 2; T + S and S + T differ.
 """
 
@@ -136,7 +137,8 @@ def describe(operand: Operand, name_of: Callable[[Any], str]) -> str:
     if not isinstance(operand, Term):
         return name_of(operand)
     texts = [describe(part, name_of) for part in operand.operands]
-    wrapped = [f"({t})" if isinstance(p, Term) and p.kind == "add" else t for t, p in zip(texts, operand.operands, strict=False)]
+    is_sum = [isinstance(part, Term) and part.kind == "add" for part in operand.operands]
+    wrapped = [f"({text})" if inner else text for text, inner in zip(texts, is_sum, strict=True)]
     if operand.kind == "add":
         return "+".join(texts)
     if operand.kind == "mul":

@@ -17,7 +17,8 @@ _SCALARS = (int, float, bool, complex, np.number, np.bool_)
 
 
 def merged_dims(tensors: Iterable[Any], dim_order: Sequence[Dim] | None = None) -> list[Dim]:
-    """The dims of an operation over these values: in the order of the first tensor that has them all, else as they come."""
+    """The dims of an operation over these values: in the order of the first tensor that has them all, else as they
+    come."""
     sources = [t for t in tensors if isinstance(t, Tensor)]
     every: list[Dim] = []
     for source in sources:

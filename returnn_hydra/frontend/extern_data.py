@@ -136,7 +136,8 @@ def _set_lengths(name: str, dim: Dim, lengths: torch.Tensor, known: dict[Dim, tu
         other, expected = known[dim]
         if not torch.equal(raw, expected):
             raise ExternDataError(
-                f"streams '{other}' and '{name}' share {dim}, but their lengths differ: {expected.tolist()}, {raw.tolist()}"
+                f"streams '{other}' and '{name}' share {dim}, but their lengths differ:"
+                f" {expected.tolist()}, {raw.tolist()}"
             )
         return
     known[dim] = (name, raw)

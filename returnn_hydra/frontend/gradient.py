@@ -115,7 +115,8 @@ def label_smoothed_log_prob_gradient(
 ) -> Tensor:
     """The same values; the gradient is that of label smoothing.
 
-    With gradient g of the loss w.r.t. log_prob (summing to -S over the classes) it becomes g (1 - s N/(N-1)) - S s/(N-1),
+    With gradient g of the loss w.r.t. log_prob (summing to -S over the classes) it becomes g (1 - s N/(N-1)) - S
+    s/(N-1),
     i.e. every class gets smoothing / (N - 1) of the total. `exclude_labels` neither get nor lose any.
     """
     if isinstance(smoothing, (int, float)) and smoothing == 0:

@@ -193,10 +193,11 @@ def scatter(
     Args:
         mode: sum, max or min; mean, logsumexp and logmeanexp, as in scatter_mean and so on.
         fill_value: where no value goes; default 0 for sum and mean, else -/+infinity.
-        use_mask: padding goes nowhere (RETURNN's default from behaviour version 25 on; before, only with a packed source).
+        use_mask: padding goes nowhere (RETURNN's default from behaviour version 25 on; before, only with a packed
+            source).
     """
     if mode in _SCATTER_BY_NAME:
-        options = {"indices_dim": indices_dim, "fill_value": fill_value, "out_dim": out_dim}
+        options: dict[str, Any] = {"indices_dim": indices_dim, "fill_value": fill_value, "out_dim": out_dim}
         return _SCATTER_BY_NAME[mode](source, indices=indices, **options)
     index_dims = [indices_dim] if isinstance(indices_dim, Dim) else list(indices_dim)
     out_dim = indices.sparse_dim if out_dim is None else out_dim
@@ -282,7 +283,8 @@ _SCATTER_BY_NAME = {"mean": scatter_mean, "logsumexp": scatter_logsumexp, "logme
 def scatter_argmax(
     source: Tensor, *, indices: Tensor, indices_dim: Dim, invalid_idx: int | None = -1, out_dim: Dim | None = None
 ) -> Tensor:
-    """For every index the position (in `indices_dim`) of the largest value that goes there; `invalid_idx` if none does."""
+    """For every index the position (in `indices_dim`) of the largest value that goes there; `invalid_idx` if none
+    does."""
     out_dim = out_dim or indices.sparse_dim
     assert out_dim is not None
     best = scatter(source, indices=indices, indices_dim=indices_dim, mode="max", out_dim=out_dim, use_mask=True)

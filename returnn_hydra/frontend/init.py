@@ -1,6 +1,7 @@
 """Initial values of parameters.
 
-Sources: Glorot & Bengio 2010 (fan_avg), He et al. 2015 (fan_in, scale 2). The fans of a convolution's filter (out, in, kernel...)
+Sources: Glorot & Bengio 2010 (fan_avg), He et al. 2015 (fan_in, scale 2). The fans of a convolution's filter (out,
+in, kernel...)
 are in * kernel and out * kernel; those of a matrix (in, out) are in and out.
 """
 

@@ -121,7 +121,8 @@ def _kept_state(dim: Dim, index: int, new: Any, old: Any) -> Any:
 
 
 def _scan_while(
-    spatial_dim: Dim | None, cond_dims: list[Dim], before_body: bool, initial: Any, ys: Any, cond: Callable[[Any, Any], Any],
+    spatial_dim: Dim | None, cond_dims: list[Dim], before_body: bool, initial: Any, ys: Any,
+    cond: Callable[[Any, Any], Any],
     body: Callable[[Any, Any], Any], max_seq_len: Any, as_arrays: bool,
 ) -> tuple[Any, Any, Dim]:  # fmt: skip
     limit = None if max_seq_len is None else max_seq_len.raw_tensor if isinstance(max_seq_len, Tensor) else max_seq_len

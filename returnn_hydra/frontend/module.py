@@ -128,7 +128,8 @@ class Module:
         setattr(self.get_deep(parent), name, value)
 
     def register_forward_hook(self, hook: Callable[..., Any], *, prepend: bool = False) -> RemovableHandle:
-        """Call hook(module, args, kwargs, output) after every call; what it returns (if not None) replaces the output."""
+        """Call hook(module, args, kwargs, output) after every call; what it returns (if not None) replaces the
+        output."""
         hooks: list[Callable[..., Any]] = vars(self).setdefault("_forward_hooks", [])
         hooks.insert(0 if prepend else len(hooks), hook)
         cls = type(self)
@@ -138,7 +139,7 @@ class Module:
 
 
 def _call_with_hooks(self: Module, *args: Any, **kwargs: Any) -> Any:
-    output = super(type(self), self).__call__(*args, **kwargs)
+    output = type(self).__mro__[1].__call__(self, *args, **kwargs)
     for hook in vars(self).get("_forward_hooks", []):
         changed = hook(self, args, kwargs, output)
         output = output if changed is None else changed

@@ -150,7 +150,8 @@ class BatchNorm(Module):
         train = bool(get_run_ctx().train_flag)
         if not train and self.running_mean is not None:
             assert self.running_variance is not None
-            mean, variance = self.running_mean, self.running_variance
+            mean: Tensor = self.running_mean
+            variance: Tensor = self.running_variance
         else:
             axes = [d for d in source.dims if d != self.in_dim]
             mean = reduce_mean(source, axis=axes, use_mask=self.use_mask)

@@ -21,7 +21,8 @@ def _storage(name: str) -> str:
 def register_parametrization(
     module: Module, param_name: str, parametrization: Callable[[Tensor], Tensor], *, keep_existing_param: bool = True
 ) -> Module:
-    """From now on `module.<param_name>` gives parametrization(parameter); the parameter keeps its name in checkpoints."""
+    """From now on `module.<param_name>` gives parametrization(parameter); the parameter keeps its name in
+    checkpoints."""
     parameter = vars(module).get(param_name)
     if not isinstance(parameter, Parameter):
         names = [name for name, _ in module.own_parameters()]

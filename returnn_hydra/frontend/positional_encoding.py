@@ -17,7 +17,8 @@ from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
 
 
 def sinusoidal_encoding(indices: Tensor, *, feat_dim: Dim, base: float = 1e4, dtype: str | None = None) -> Tensor:
-    """sin(p / base^(i / (n - 1))) for the first half of the features, cos for the second (n = half; Vaswani et al. 2017)."""
+    """sin(p / base^(i / (n - 1))) for the first half of the features, cos for the second (n = half; Vaswani et al.
+    2017)."""
     half = _half(feat_dim)
     return _sinusoidal(indices, feat_dim, math.log(base) / max(half - 1, 1), dtype)
 
@@ -104,7 +105,8 @@ def relative_positional_encoding(
 
 
 class LearnedRelativePositionalEncoding(Module):
-    """A learned vector per relative position from -clipping to clipping; those beyond take the outermost (Shaw et al. 2018).
+    """A learned vector per relative position from -clipping to clipping; those beyond take the outermost (Shaw et
+    al. 2018).
 
     Parameters: pos_emb (2 clipping + 1, features); causal: (clipping + 1, features).
     """

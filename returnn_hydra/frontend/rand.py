@@ -55,7 +55,8 @@ def random(
     """Random values.
 
     Args:
-        distribution: uniform (minval, maxval or +-bound; integers exclude maxval), normal, truncated_normal (mean, stddev;
+        distribution: uniform (minval, maxval or +-bound; integers exclude maxval), normal, truncated_normal (mean,
+            stddev;
             cut at minval, maxval, default two standard deviations), bernoulli (mean).
 
     Raises:
@@ -158,7 +159,8 @@ def random_choice_without_replacement(
 
 
 def dropout_broadcast_default() -> bool:
-    """Whether modules share a dropout mask over all frames: the config's `rf_dropout_broadcast`, else as always in RETURNN."""
+    """Whether modules share a dropout mask over all frames: the config's `rf_dropout_broadcast`, else as always in
+    RETURNN."""
     option = ambient.options.get("rf_dropout_broadcast")
     return True if option is None else bool(option)
 

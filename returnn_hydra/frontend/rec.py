@@ -1,4 +1,5 @@
-"""Recurrent layers. Gates of `ff_weight` (4 out, in), `rec_weight` (4 out, out), `bias` (4 out) in torch's order i, f, c, o."""
+"""Recurrent layers. Gates of `ff_weight` (4 out, in), `rec_weight` (4 out, out), `bias` (4 out) in torch's order
+i, f, c, o."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class _LstmBase(Module):
         )
 
     def __call__(self, source: Tensor, *, state: LstmState, spatial_dim: Dim) -> tuple[Tensor, LstmState]:
-        """(..., T, in) -> (..., T, out) and the state after every sequence's last frame; one step with single_step_dim."""
+        """(..., T, in) -> (..., T, out) and the state after every sequence's last frame; one step with
+        single_step_dim."""
         step = spatial_dim == single_step_dim
         batch = [d for d in source.dims if d != self.in_dim and (step or d != spatial_dim)]
         extra = [d for d in state.h.dims if d != self.out_dim and d not in batch]
@@ -110,14 +112,14 @@ class LSTM(_LstmBase):
         has_bias = self.bias is not None
         h, c = h.to(x.dtype)[None].contiguous(), c.to(x.dtype)[None].contiguous()
         if lengths is None:
-            y, h, c = torch._VF.lstm(x, (h, c), weights, has_bias, 1, 0.0, False, False, False)  # type: ignore[attr-defined]
+            y, h, c = torch._VF.lstm(x, (h, c), weights, has_bias, 1, 0.0, False, False, False)
             return y, h[0], c[0]
         empty = lengths == 0
         packed = pack_padded_sequence(x, lengths.clamp(min=1), enforce_sorted=False)
         order, back = packed.sorted_indices, packed.unsorted_indices
         assert order is not None
         assert back is not None
-        data, new_h, new_c = torch._VF.lstm(  # type: ignore[attr-defined]
+        data, new_h, new_c = torch._VF.lstm(
             packed.data, packed.batch_sizes, (h[:, order], c[:, order]), weights, has_bias, 1, 0.0, False, False
         )
         y, _ = pad_packed_sequence(PackedSequence(data, packed.batch_sizes, order, back), total_length=x.shape[0])

@@ -184,7 +184,8 @@ class RunCtx:
         """Report a loss, and optimise it.
 
         Args:
-            loss: one value per frame or sequence (padding is left out), or a scalar; a Tensor, or a torch tensor (with `dims`, or
+            loss: one value per frame or sequence (padding is left out), or a scalar; a Tensor, or a torch tensor
+                (with `dims`, or
                 all values count).
             scale: weight in what is optimised, not in reports; 0: only reported.
             as_error: only reported.
@@ -245,7 +246,8 @@ class RunCtx:
 
         Args:
             tensor: a Tensor, or a torch tensor (batch first).
-            dims: the order of the axes; for a torch tensor without it, the dims of `model_outputs`, else (batch, static sizes).
+            dims: the order of the axes; for a torch tensor without it, the dims of `model_outputs`, else (batch,
+                static sizes).
 
         Raises:
             ValueError: unknown, given twice, or not what `model_outputs` says.

@@ -1,7 +1,9 @@
-"""A RETURNN config's step functions and forward callback as this project's: they take a `Batch` and return losses or outputs.
+"""A RETURNN config's step functions and forward callback as this project's: they take a `Batch` and return losses
+or outputs.
 
 Both public forms work: RETURNN's `train_step(*, model, extern_data, **kw)` with `rf.get_run_ctx()`, and MiniReturnn's
-`train_step(*, model, data, run_ctx, **kw)` with raw tensors. A function gets the arguments its signature names; one with
+`train_step(*, model, data, run_ctx, **kw)` with raw tensors. A function gets the arguments its signature names;
+one with
 `**kwargs` gets all of them.
 """
 
@@ -81,7 +83,8 @@ def _device(model: nn.Module) -> str:
 class RFTrainStep:
     """(model, batch) -> losses, by a config's `train_step`.
 
-    The engine must optimise the sum of scale * sum (RETURNN's way); a loss marked with use_normalized_loss has 1 / count
+    The engine must optimise the sum of scale * sum (RETURNN's way); a loss marked with use_normalized_loss has 1 /
+    count
     in its scale. The train flag is the model's mode.
 
     Args:

@@ -42,7 +42,8 @@ class Tensor(TensorCopies):
         sparse_dim: the values are class indices of this dim.
         feature_dim: which of the dims is the feature axis.
         raw_tensor: the values; None: a template.
-        options: RETURNN's older way to say what the axes are (dim, shape, sparse, dim_tags, ...), see the documentation's
+        options: RETURNN's older way to say what the axes are (dim, shape, sparse, dim_tags, ...), see the
+            documentation's
             extern_data.
 
     Raises:

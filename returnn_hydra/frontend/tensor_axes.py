@@ -157,7 +157,7 @@ class TensorAxes:
         Raises:
             ValueError: it is not there; lists what is.
         """
-        if isinstance(axis, int) and not isinstance(axis, bool):
+        if isinstance(axis, int):
             return axis % len(self.dims)
         if isinstance(axis, Dim):
             if axis in self.dims:

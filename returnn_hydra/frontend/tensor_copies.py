@@ -103,7 +103,7 @@ class TensorCopies(TensorAxes):
         if sorted(order) != list(range(len(self.dims))):
             raise ValueError(f"copy_transpose: {list(perm)} is no order of the dims of {self}")
         if order == list(range(len(order))):
-            return cast("Tensor", self.copy())
+            return self.copy()
         raw = self.raw_tensor
         if raw is not None:
             raw = raw.permute(order) if isinstance(raw, torch.Tensor) else raw.transpose(order)

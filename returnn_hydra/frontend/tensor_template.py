@@ -32,7 +32,8 @@ class Template:
 
 
 _OPTIONS = (
-    "shape", "dim", "sparse", "dim_tags", "batch_dim_axis", "time_dim_axis", "vocab", "feature_dim_axis", "batch", "beam",
+    "shape", "dim", "sparse", "dim_tags", "batch_dim_axis", "time_dim_axis", "vocab", "feature_dim_axis", "batch",
+    "beam",
     "available_for_inference", "placeholder", "size_placeholder", "same_dim_tags_as", "control_flow_ctx",
 )  # fmt: skip
 
@@ -49,7 +50,8 @@ def template_from_options(
 
     Raises:
         TypeError: an option that does not exist.
-        AssertionError: (RETURNN's class) neither `dim` nor `shape` is given, or vocabulary and `dim` contradict each other.
+        AssertionError: (RETURNN's class) neither `dim` nor `shape` is given, or vocabulary and `dim` contradict
+        each other.
     """
     for option in options:
         if option not in _OPTIONS:

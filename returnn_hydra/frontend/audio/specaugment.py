@@ -33,7 +33,8 @@ def specaugment(
     Args:
         max_consecutive_spatial_dims, max_consecutive_feature_dims: widest stripe; features: default a fifth of them.
         num_spatial_mask_factor: one more time stripe per so many frames.
-        num_masks_per_seq: count by every sequence's own length (RETURNN's default from behaviour version 28 on) instead of the
+        num_masks_per_seq: count by every sequence's own length (RETURNN's default from behaviour version 28 on)
+            instead of the
             longest.
     """
     ctx = get_run_ctx()

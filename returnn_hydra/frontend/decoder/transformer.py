@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from returnn_hydra.frontend.ambient import behavior_at_least
-from returnn_hydra.frontend.attention import CausalSelfAttention, CrossAttention
+from returnn_hydra.frontend.attention import CausalSelfAttention
 from returnn_hydra.frontend.build_from_dict import build_from_dict
 from returnn_hydra.frontend.container import ModuleList
 from returnn_hydra.frontend.create import constant, last_frame_position_of_dim
@@ -73,12 +73,7 @@ class TransformerDecoderLayer(Module):
                 "num_heads": num_heads,
                 "att_dropout": att_dropout,
             }
-            given = cross_att if isinstance(cross_att, dict) else None
-            if given is None:
-                self.cross_att = (cross_att or CrossAttention)(**options)
-            else:
-                merged = {**options, **{k: v for k, v in given.items() if k != "class"}}
-                self.cross_att = build_from_dict({"class": given.get("class", "rf.CrossAttention"), **merged})
+            self.cross_att = build_from_dict({"class": "rf.CrossAttention", **options, **(cross_att or {})})
             self.cross_att_layer_norm = make_norm(norm, out_dim)
 
     def default_initial_state(self, *, batch_dims: Sequence[Dim], capacity: int | None = None) -> State:
@@ -113,7 +108,8 @@ class TransformerDecoder(Module):
     Parameters: input_embedding, input_embedding_proj, pos_enc, layers, final_layer_norm, logits.
 
     Args:
-        share_embedding: the logits use the embedding's weight. Default: from behaviour version 20 on, without embed_dim.
+        share_embedding: the logits use the embedding's weight. Default: from behaviour version 20 on, without
+            embed_dim.
         input_embedding_scale: default sqrt(size of the model) from behaviour version 20 on, before 1.
         input_dropout: default `dropout` from behaviour version 20 on, before 0.
     """

@@ -99,7 +99,8 @@ class ConformerConvSubsample(ISeqDownsamplingEncoder):
         pairs = [_pair(s) for s in strides] if strides is not None else [(1, 1)] * len(out_dims)
         if not len(out_dims) == len(filter_sizes) == len(pairs):
             raise ValueError(
-                f"ConformerConvSubsample: {len(out_dims)} out_dims, {len(filter_sizes)} filter_sizes, {len(pairs)} strides"
+                f"ConformerConvSubsample: {len(out_dims)} out_dims, {len(filter_sizes)} filter_sizes,"
+                f" {len(pairs)} strides"
             )
         self.strides = pairs
         self._dummy_in_dim = Dim(1, name="dummy-input-feature-dim")
@@ -304,8 +305,8 @@ class ConformerEncoder(ISeqDownsamplingEncoder):
 
 
 def _layer_options(
-    out_dim: Dim, ff_dim: Any, ff_activation: Any, dropout: float, conv_kernel_size: Any, conv_norm: Any, num_heads: int,
-    att_dropout: float, extra: dict[str, Any] | None,
+    out_dim: Dim, ff_dim: Any, ff_activation: Any, dropout: float, conv_kernel_size: Any, conv_norm: Any,
+    num_heads: int, att_dropout: float, extra: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     optional = {
         "ff_dim": ff_dim, "ff_activation": ff_activation, "conv_kernel_size": conv_kernel_size, "conv_norm": conv_norm,

@@ -1,6 +1,7 @@
 """Values and gradients of rf_cases.py.txt, by whatever `import returnn.frontend` is.
 
-With the real RETURNN installed, `python dump_cases.py VERSION FILE` writes the golden file; VERSION is a behaviour version or "unset".
+With the real RETURNN installed, `python dump_cases.py VERSION FILE` writes the golden file; VERSION is a behaviour
+version or "unset".
 The tests call `evaluate` with this project behind `import returnn`.
 """
 
@@ -24,7 +25,7 @@ def load_cases():
 
 
 def evaluate(cases, name):
-    """Outputs, their descriptions, and the gradients of the module's parameters (of a weighted sum of all real values)."""
+    """Outputs, their descriptions, and the gradients of the module's parameters (of a sum over all real values)."""
     result = cases.run_case(name)
     arrays = {f"out/{key}": value.pop("array") for key, value in result["outputs"].items()}
     arrays |= {f"grad/{key}": value for key, value in gradients(cases, name).items()}
