@@ -6,11 +6,9 @@ Legend: N sequences, T frames, F features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,26 +17,14 @@ from returnn_hydra.data.audio_file import AudioInfo, ZipFiles, audio_info, read_
 from returnn_hydra.data.checks import did_you_mean, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.features import AudioFeatures
-from returnn_hydra.data.files import PathLike, decode_utf8, parse_literal, read_bytes, read_lines, read_text
+from returnn_hydra.data.files import PathLike, decode_utf8, parse_literal, read_bytes, read_text
 from returnn_hydra.data.perturb import change_speed, speed_length
+from returnn_hydra.data.utterances import Utterance, exact_num_samples, parse_utterance, read_manifest
 from returnn_hydra.data.views import Indices, as_array, renewed, tag_index
 from returnn_hydra.data.vocab import Vocabulary
 
 NUM_PROBES = 8
 """Files whose headers are compared with the list's durations before these are believed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """An entry of the list of utterances."""
-
-    seq_tag: str
-    text: str
-    duration: float | None
-    """Seconds; what orderings by length sort by."""
-    file: str | None
-    archive: int = 0
-    num_samples: int | None = None
 
 
 class AudioDataset(Dataset):
@@ -192,7 +178,7 @@ class AudioDataset(Dataset):
         probes = np.unique(np.linspace(0, len(utterances) - 1, 1 if must else NUM_PROBES).astype(int)).tolist()
         infos = [self._info(i) for i in probes]
         rate = infos[0].sample_rate
-        samples = [_num_samples(utterance, rate) for utterance in utterances]
+        samples = [exact_num_samples(utterance, rate) for utterance in utterances]
         if None in samples and must:
             raise DataError(
                 f"{self._name}: seq_tag {utterances[samples.index(None)].seq_tag!r} has no duration, or no exact one"
@@ -203,7 +189,12 @@ class AudioDataset(Dataset):
         return np.array(samples, dtype=np.int64), np.full(len(samples), rate, dtype=np.int64)
 
     def _info(self, index: int) -> AudioInfo:
-        return audio_info(*self._content(self._list[index]))
+        utterance = self._list[index]
+        content, where = self._content(utterance)
+        info = audio_info(content, where)
+        if utterance.segment is None:
+            return info
+        return AudioInfo(utterance.segment.samples(info, where)[1], info.sample_rate)
 
     def read(self, indices: Indices) -> Examples:
         streams: dict[str, list[np.ndarray]] = {name: [] for name in self.streams if name in self._wanted}
@@ -248,9 +239,10 @@ class AudioDataset(Dataset):
 
     def _samples(self, index: int) -> tuple[np.ndarray, int, str]:
         """The waveform, its sample rate, and words for error messages."""
-        content, where = self._content(self._list[index])
-        where = f"{where}, seq_tag {self._list[index].seq_tag!r}"
-        return *read_audio(content, where), where
+        utterance = self._list[index]
+        content, where = self._content(utterance)
+        where = f"{where}, seq_tag {utterance.seq_tag!r}"
+        return *read_audio(content, where, utterance.segment), where
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, index, purpose])
@@ -324,7 +316,7 @@ class AudioZipDataset(AudioDataset):
             if not isinstance(entries, list) or not entries:
                 raise DataError(f"{where}: expected a list of utterances, got {type(entries).__name__}")
             for position, entry in enumerate(entries):
-                yield _utterance(entry, f"{where}: entry {position}", number)
+                yield parse_utterance(entry, f"{where}: entry {position}", number)
 
     def _list_text(self, number: int, name: str) -> tuple[str, str]:
         if name in self._lists:
@@ -350,7 +342,7 @@ class AudioFolderDataset(AudioDataset):
     Args:
         manifest: .jsonl, one {"file": path, "text": ..., "duration": seconds, "seq_name": tag} per line; or .tsv
             with these names in its first line. All but file may be missing; `num_samples` may be there, and is
-            believed. Default tag: the file.
+            believed; so may `offset`, and then the utterance is that part of the file. Default tag: the file.
         root: the folder that the paths are in; default: the manifest's.
         others: as of AudioDataset.
 
@@ -378,52 +370,8 @@ class AudioFolderDataset(AudioDataset):
         return str(self.manifest)
 
     def _utterances(self) -> Iterator[Utterance]:
-        name = self.manifest.name.removesuffix(".gz")
-        lines = read_lines(self.manifest)
-        if name.endswith(".tsv"):
-            names = lines[0].split("\t") if lines else []
-            for number, line in enumerate(lines[1:], start=2):
-                fields = line.split("\t")
-                if len(fields) != len(names):
-                    raise DataError(
-                        f"{self.manifest}: line {number} has {len(fields)} fields, the first line {len(names)}"
-                    )
-                yield _utterance(dict(zip(names, fields, strict=True)), f"{self.manifest}: line {number}")
-        elif name.endswith(".jsonl"):
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{self.manifest}: line {number}"
-                    yield _utterance(parse_literal(line, where), where)
-        else:
-            raise DataError(f"{self.manifest}: a manifest ends with .tsv or .jsonl")
+        return read_manifest(self.manifest)
 
     def _content(self, utterance: Utterance) -> tuple[bytes | Path, str]:
         assert utterance.file is not None
         return self.root / utterance.file, str(self.root / utterance.file)
-
-
-def _utterance(entry: Any, where: str, archive: int = 0) -> Utterance:
-    if not isinstance(entry, Mapping):
-        raise DataError(f"{where}: expected {{'file': ..., 'text': ...}}, got {entry!r}")
-    file, tag = entry.get("file"), entry.get("seq_name", entry.get("file"))
-    if not isinstance(tag, str) or not isinstance(file, str | None):
-        raise DataError(f"{where}: needs `file` or `seq_name` as text, got {dict(entry)!r}")
-    try:
-        duration = None if entry.get("duration") in (None, "") else float(entry["duration"])
-        num_samples = None if entry.get("num_samples") in (None, "") else int(entry["num_samples"])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: seq_tag {tag!r}: duration or num_samples: {error}") from None
-    text = entry.get("text", "")
-    if not isinstance(text, str):
-        raise DataError(f"{where}: seq_tag {tag!r}: text is {text!r}")
-    return Utterance(tag, text, duration, file, archive, num_samples)
-
-
-def _num_samples(utterance: Utterance, rate: int) -> int | None:
-    """Samples, if the list says exactly how many."""
-    if utterance.num_samples is not None:
-        return utterance.num_samples
-    if utterance.duration is None:
-        return None
-    samples = utterance.duration * rate
-    return round(samples) if abs(samples - round(samples)) < 1e-3 else None

@@ -31,12 +31,35 @@ class AudioInfo:
     """Hz."""
 
 
-def read_audio(data: bytes | Path, where: str) -> tuple[np.ndarray, int]:
+@dataclass(frozen=True)
+class Segment:
+    """A part of a recording."""
+
+    offset: float
+    """Seconds from the begin of the file."""
+    duration: float
+    """Seconds."""
+
+    def samples(self, info: AudioInfo, where: str) -> tuple[int, int]:
+        """First sample, and number of samples.
+
+        Raises:
+            DataError: the file ends before.
+        """
+        first, num = round(self.offset * info.sample_rate), round(self.duration * info.sample_rate)
+        if first < 0 or first + num > info.num_samples:
+            end, length = self.offset + self.duration, info.num_samples / info.sample_rate
+            raise DataError(f"{where}: segment from {self.offset} s to {end} s of a file of {length} s")
+        return first, num
+
+
+def read_audio(data: bytes | Path, where: str, segment: Segment | None = None) -> tuple[np.ndarray, int]:
     """Samples, float64 between -1 and 1, (S,) or (S, C), and the sample rate in Hz.
 
     Args:
         data: the content of the file, or its path.
         where: begins the error message.
+        segment: which part; None: all.
 
     Raises:
         DataError: it is no audio file, broken, or shorter than its header says.
@@ -44,8 +67,11 @@ def read_audio(data: bytes | Path, where: str) -> tuple[np.ndarray, int]:
     soundfile = require("soundfile", extra="audio")
     try:
         with soundfile.SoundFile(_handle(data, where)) as file:
-            samples = file.read(dtype="float64")
             expected, rate = file.frames, file.samplerate
+            if segment is not None:
+                first, expected = segment.samples(AudioInfo(expected, rate), where)
+                file.seek(first)
+            samples = file.read(expected, dtype="float64")
     except soundfile.SoundFileError as error:
         raise DataError(f"{where}: can't be read as audio: {error}") from error
     if len(samples) != expected:

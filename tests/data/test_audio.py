@@ -114,6 +114,28 @@ def test_manifests(tmp_path):
     assert jsonl.order_lengths().tolist() == [50, 37, 62]
 
 
+def test_segments_of_a_recording(tmp_path):
+    write_corpus(tmp_path)
+    lines = [
+        {"file": "u0.wav", "seq_name": f"s{i}", "offset": o, "duration": d}
+        for i, (o, d) in enumerate([(0, 0.25), (0.1, 0.4)])
+    ]
+    (tmp_path / "segments.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    whole = read_audio(tmp_path / "u0.wav", "")[0]
+    for lengths in ("auto", "header", "duration"):
+        dataset = AudioFolderDataset(tmp_path / "segments.jsonl", audio=RAW, lengths=lengths)
+        arrays = dataset.read([0, 1]).streams["data"]
+        np.testing.assert_allclose(arrays[0][:, 0], whole[:2000], rtol=1e-6)
+        np.testing.assert_allclose(arrays[1][:, 0], whole[800:4000], rtol=1e-6)
+        assert dataset.seq_lengths("data").tolist() == [2000, 3200]
+    (tmp_path / "segments.jsonl").write_text(json.dumps({"file": "u0.wav", "offset": 0.3, "duration": 0.3}))
+    with pytest.raises(DataError, match=r"u0\.wav.*segment from 0.3 s to 0.6 s of a file of 0.5 s"):
+        AudioFolderDataset(tmp_path / "segments.jsonl", audio=RAW).read([0])
+    (tmp_path / "segments.jsonl").write_text(json.dumps({"file": "u0.wav", "offset": 0.3}))
+    with pytest.raises(DataError, match="without duration"):
+        len(AudioFolderDataset(tmp_path / "segments.jsonl"))
+
+
 def test_durations_that_are_not_exact_are_not_believed(tmp_path):
     for duration in (0.38, 0.3751, None):
         dataset = AudioFolderDataset(write_corpus(tmp_path, duration=duration), audio=RAW)
