@@ -50,6 +50,12 @@ def cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
+def peak_mb() -> float:
+    """Most resident memory of this process so far."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) / 1024
+
+
 def read_epochs(path: str, cache: str, num_workers: int, epochs: int = 4) -> dict:
     """Frames and seconds of every epoch of padded torch batches."""
     loader = Loader(
@@ -66,7 +72,7 @@ def read_epochs(path: str, cache: str, num_workers: int, epochs: int = 4) -> dic
         frames = sum(int(batch.lengths["data"].sum()) for batch in loader.epoch(epoch))
         seconds = {"seconds": cpu_seconds() - start, "wall": time.monotonic() - wall}
         results.append({"frames": frames, **seconds})
-    return {"epochs": results, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"epochs": results, "peak_mb": peak_mb()}
 
 
 def read_blocks(path: str) -> dict:
@@ -91,7 +97,7 @@ def order_and_batches(num_seqs: int) -> dict:
         "order": ordered - start,
         "batches": time.process_time() - ordered,
         "num_batches": len(batches),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
     }
 
 
@@ -189,7 +195,7 @@ def reading(folder: Path, arguments: argparse.Namespace) -> None:
     for name, runs in results.items():
         line(f"{name}: first epoch", best(runs, slice(0, 1)), returnn, blocks)
         line(f"{name}: later epochs", best(runs, slice(1, None)), returnn, blocks)
-    memory = {name: runs[0]["rss_mb"] for name, runs in results.items() if "rss_mb" in runs[0]}
+    memory = {name: runs[0]["peak_mb"] for name, runs in results.items() if "peak_mb" in runs[0]}
     print("largest resident memory (MB):", ", ".join(f"{name} {size:.0f}" for name, size in memory.items()))
 
 
@@ -212,11 +218,19 @@ def scale(folder: Path, arguments: argparse.Namespace) -> None:
     )
 
 
+def audio_lengths(folder: Path) -> np.ndarray:
+    """Frames of 10 ms of all wav and flac files in a folder."""
+    import soundfile
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac"))
+    return np.array([int(100 * soundfile.info(str(path)).duration) for path in files], np.int64)
+
+
 def padding(lengths_files: list[str]) -> None:
     """How much of the batches is padding, by order."""
     for entry in lengths_files:
         name, _, path = entry.partition("=")
-        lengths = np.array(json.loads(Path(path).read_text()), np.int64)
+        lengths = audio_lengths(Path(path))
         limit = max(10 * int(lengths.mean()), int(lengths.max()))
         shares = {}
         for mode in ("random", "laplace:.200", "bucket:.200", "bucket", "sorted"):
@@ -231,7 +245,7 @@ def main() -> None:
     parser.add_argument("--peer-python", help="a Python that has RETURNN")
     parser.add_argument("--num-seqs", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lengths", nargs="*", default=[], help="NAME=FILE: JSON lists of lengths, for the padding")
+    parser.add_argument("--lengths", nargs="*", default=[], help="NAME=FOLDER of wav or flac, for the padding")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:

@@ -171,6 +171,8 @@ class HDFDataset(Dataset):
         with damage_as_error(self._parts[file].path, where):
             rows = self._source(file, name).read(starts, lengths, self._caches.get((file, name)))
         spec = self.streams[name]
+        if rows and not rows[0].dtype.isnative:
+            rows = [row.astype(row.dtype.newbyteorder("=")) for row in rows]
         if spec.dtype == "string":
             rows = [np.array([decode_tag(text) for text in row.tolist()], dtype=str) for row in rows]
         return rows if spec.has_time else [row.reshape(row.shape[1:]) for row in rows]

@@ -218,6 +218,23 @@ def test_workers_share_the_cache(tmp_path, monkeypatch):
     assert [batch["data"].tolist() for batch in again] == [batch["data"].tolist() for batch in first]
 
 
+def test_file_cut_while_in_use(tmp_path):
+    """An error, where touching the lost part would end the process."""
+    rows = np.random.RandomState(1).rand(50_000, 3).astype("float32")
+    with h5py.File(tmp_path / "x.hdf", "w") as file:
+        file.create_dataset("inputs", data=rows)
+        file["seqLengths"] = [[25_000, 0]] * 2
+        file["seqTags"] = np.array([b"a", b"b"])
+    for cache in ("none", "ram"):
+        dataset = HDFDataset(tmp_path / "x.hdf", cache=cache)
+        assert np.array_equal(dataset.read([0]).streams["data"][0], rows[:25_000])
+        shutil.copy(tmp_path / "x.hdf", tmp_path / "whole.hdf")
+        os.truncate(tmp_path / "x.hdf", 100_000)
+        with pytest.raises(DataError, match=r"'data', 1 sequences from 'b' on: .*the file was cut from"):
+            dataset.read([1])
+        shutil.copy(tmp_path / "whole.hdf", tmp_path / "x.hdf")
+
+
 def test_cache_is_bounded(tmp_path, monkeypatch):
     write(tmp_path / "x.hdf", [1000])  # 12000 + 4000 bytes
     monkeypatch.setattr("returnn_hydra.data.hdf.available_memory", lambda: 50_000)
