@@ -102,7 +102,8 @@ class StepScorer:
 
     def keep(self, state: Rows, seqs: Tensor) -> Rows:
         def pick(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(0, (state.num_seqs, -1)).index_select(0, seqs).flatten(0, 1)
+            beam = len(tensor) // state.num_seqs  # 1 in a memory that the hypotheses share
+            return tensor.unflatten(0, (state.num_seqs, beam)).index_select(0, seqs).flatten(0, 1)
 
         return state._replace(tensors=map_tensors(pick, state.tensors), num_seqs=len(seqs))
 

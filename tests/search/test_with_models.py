@@ -21,7 +21,9 @@ from returnn_hydra.models.transformer_lm import TransformerLanguageModel
 from returnn_hydra.search.ctc_steps import CTCPrefix
 from returnn_hydra.search.label_sync_step import LabelSync
 from returnn_hydra.search.result import Hypothesis, unpack
+from returnn_hydra.search.scorer import CombinedScorer, Encoded
 from returnn_hydra.search.search_step import SearchStep
+from returnn_hydra.search.step_scorer import DecoderScorer, LanguageModelScorer
 from returnn_hydra.search.transducer_steps import TransducerBeam, TransducerGreedy
 
 V = 5
@@ -79,6 +81,23 @@ def test_attention_search_scores_are_those_of_the_training_pass(batch: Batch, na
             am = model(one["data"], one.lengths["data"], fed, lengths).logits[0].log_softmax(-1)
             score = 0.8 * am.gather(1, target).sum() + 0.4 * lm(fed, lengths)[0].log_softmax(-1).gather(1, target).sum()
             assert hyp.score == pytest.approx(float(score), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lstm", "rotary"])
+def test_sequences_can_be_dropped_before_the_first_step(batch: Batch, name: str) -> None:
+    """Caches are empty then."""
+    model, lm = make_models(name)
+    with torch.no_grad():
+        encoder, lengths = model.encode(batch["data"], batch.lengths["data"])
+    scorer = CombinedScorer(
+        {"am": DecoderScorer(model.eval().decoder, V + 1), "lm": LanguageModelScorer(lm.eval(), V + 1)},
+        {"am": 1.0, "lm": 0.5},
+    )
+    whole = scorer.initial_state(Encoded(lengths, encoder))
+    expected, _ = scorer.score(torch.full((4, 1), V), whole)
+    kept = scorer.keep(scorer.initial_state(Encoded(lengths, encoder)), torch.tensor([3, 1]))
+    found, _ = scorer.score(torch.full((2, 1), V), kept)
+    assert torch.allclose(found, expected[[3, 1]], atol=1e-6)
 
 
 @torch.no_grad()
