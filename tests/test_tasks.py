@@ -210,3 +210,30 @@ def test_as_a_program_from_any_folder(tmp_path):
     )
     assert wrong.returncode == 2
     assert "did you mean 'model'?" in wrong.stderr
+
+
+def test_search_and_alignment_with_ctc(command):
+    """One label per utterance, so that the best path of CTC is a classification."""
+    words = ("model=blstm", "model.output_dim=10", "model.hidden_dim=16", "train_step=ctc", "name=ctc", "num_epochs=4")
+    assert command("task=train", *words) == 0
+    assert command("task=search", "run=outputs/ctc", "search=ctc_best_path") == 0
+    folder = Path("outputs/ctc/search.004")
+    errors = json.loads((folder / "eval.errors.json").read_text())
+    last = scores("outputs/ctc")[-1]["scores"]["eval"]["label_error"]
+    assert sum(errors["ler"][kind] for kind in ("substitutions", "deletions", "insertions")) == last["sum"]
+    best_path = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    assert len(best_path) == 370
+    assert command("task=search", "run=outputs/ctc", "search=ctc_prefix", "search.beam_size=4") == 0
+    assert command("task=align", "run=outputs/ctc", "search=ctc_align") == 0
+    with h5py.File("outputs/ctc/align.004/eval.hdf") as hdf:
+        lengths = hdf["seqLengths"][:, 0]
+        assert lengths.tolist() == japanese_vowels("eval").seq_lengths("data").tolist()
+        assert set(np.unique(hdf["inputs"][:])) <= set(range(10))
+
+
+def test_inspect_shows_the_data(command, capsys):
+    assert command("task=inspect", "name=look") == 0
+    text = capsys.readouterr().out
+    assert "train: HDFDataset, 243 sequences" in text
+    assert "% padding" in text
+    assert Path("outputs/look/inspect.png").stat().st_size > 5000
