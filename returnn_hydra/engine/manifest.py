@@ -139,5 +139,5 @@ def check_json(value: Any, where: str) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             check_json(item, f"{where}[{index}]")
-    elif type(value) not in (str, int, float, bool, type(None)):
+    elif not isinstance(value, (str, int, float, type(None))):  # a numpy float64 is a float, and comes back as one
         raise TypeError(f"{where}: a {type(value).__name__} is no JSON type")

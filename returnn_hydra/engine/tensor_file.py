@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class Snapshot:
         if isinstance(value, (list, tuple)):
             items = [self._copy(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
             return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, np.generic):
+            value = value.item()
         if type(value) not in PLAIN_TYPES:
             raise TypeError(f"{where}: a {type(value).__name__} can't be saved, only tensors and plain data can")
         return _one(value)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,10 @@ def test_a_sealed_text_that_is_no_manifest(change):
     values = {**unseal(TEXT, "here"), **change}
     with pytest.raises(DamagedStateError, match="here: no manifest"):
         Manifest.from_text(seal(values), "here")
+
+
+def test_a_float_of_numpy_comes_back_as_a_float():
+    assert unseal(seal({"a": np.float64(0.1)}), "here") == {"a": 0.1}
 
 
 def test_bad_numbers_in_scores_survive():

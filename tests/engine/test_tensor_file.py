@@ -7,6 +7,7 @@ import random
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,13 @@ def test_tied_weights_stay_tied_and_views_are_cut_out(tmp_path):
     facts = write_tensors(DISK, tmp_path / "a.pt", copy)
     loaded = read_tensors(DISK, tmp_path / "a.pt", facts)
     assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
+
+
+def test_numbers_of_numpy_become_plain(tmp_path):
+    copy = Snapshot().take({"lr": np.float64(0.1), "steps": np.int64(3), "flag": np.bool_(True)}, "s")
+    assert [type(value) for value in copy.values()] == [float, int, bool]
+    facts = write_tensors(DISK, tmp_path / "a.pt", copy)
+    assert read_tensors(DISK, tmp_path / "a.pt", facts) == {"lr": 0.1, "steps": 3, "flag": True}
 
 
 @pytest.mark.parametrize(
