@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from returnn_hydra.batch import Batch, TensorSpec
-from returnn_hydra.data.batching import Batches, Batching
+from returnn_hydra.data.batches import Batches
+from returnn_hydra.data.batching import Batching
 from returnn_hydra.data.collate import check_specs
 from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.order import SeqOrder

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from returnn_hydra.batch import Batch, TensorSpec
-from returnn_hydra.data.batching import Batches, Piece
+from returnn_hydra.data.batches import Batches, Piece
 from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from returnn_hydra.data.batching import Batches, Batching, Filler, parse_chunking
+from returnn_hydra.data.batches import Batches
+from returnn_hydra.data.batching import Batching, Filler, parse_chunking
 from returnn_hydra.data.dataset import DataError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "batching.json").read_text())

@@ -150,6 +150,7 @@ def test_kinds_of_storage(tmp_path):
         {"chunks": (2, 2)},
         {"chunks": (2, 1)},
         {"chunks": (5, 3)},
+        {"dtype": ">f4"},
         {"chunks": (3, 1), "compression": "gzip", "shuffle": True},
     ):
         with h5py.File(tmp_path / "x.hdf") as source, h5py.File(tmp_path / "y.hdf", "w") as target:
