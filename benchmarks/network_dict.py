@@ -1,4 +1,4 @@
-"""CPU time of a training step of the documentation's BLSTM (3 layers, 2 directions, 500 units), as a network dict and by hand.
+"""CPU time of a step of the documentation's BLSTM (3 layers, 2 directions, 500 units), as a network dict and by hand.
 
 Run: python benchmarks/network_dict.py [--units 500] [--repeat 5]
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +20,16 @@ class _ClipStraightThrough(torch.autograd.Function):
     """Clip the value, but pass the gradient on unchanged."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float | None, high: float | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, low: float | None, high: float | None) -> Tensor:
         return x.clamp(min=low, max=high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad, None, None
 
 
 def _clip_straight_through(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    return _ClipStraightThrough.apply(x, low, high)  # type: ignore[no-any-return,no-untyped-call]
+    return _ClipStraightThrough.apply(x, low, high)
 
 
 def safe_log(x: Tensor, eps: float = 1e-20) -> Tensor:
@@ -112,12 +113,12 @@ def activate(x: NamedTensor, name: Any, where: str) -> NamedTensor:
 
 def _composed(x: NamedTensor, text: str, where: str) -> Tensor:
     """`2 * sigmoid` (names of functions) or an expression in x."""
-    from returnn_hydra.network.tf_face.namespace import tf_namespace  # noqa: PLC0415  (it uses this module's functions)
+    from returnn_hydra.network.tf_face.namespace import tf_namespace
 
     axis = x.index(x.feature) if x.feature is not None else -1
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         **ELEMENTWISE,
-        **{key: (lambda raw, f=f: f(raw, axis)) for key, f in OVER_FEATURE.items()},
+        **{key: functools.partial(_over, function, axis) for key, function in OVER_FEATURE.items()},
     }
     if "(" not in text:
         parts = [part.strip() for part in text.split("*")]
@@ -129,6 +130,10 @@ def _composed(x: NamedTensor, text: str, where: str) -> Tensor:
         raise NetworkError(f"{where}: activation {text!r} is not supported{nearest(text, KNOWN)}")
     names = {**functions, "x": x.raw, "tf": tf_namespace()}
     return evaluate_expression(text, names, f"{where}: activation")
+
+
+def _over(function: Callable[[Tensor, int], Tensor], dim: int, x: Tensor) -> Tensor:
+    return function(x, dim)
 
 
 def _is_number(text: str) -> bool:

@@ -1,6 +1,6 @@
 """Axes with an identity: two tensors share an axis if they hold the same object.
 
-Legend: B sequences. Sizes are plain ints; the lengths of the sequences stay on the CPU, masks are made where they are needed.
+Legend: B sequences. Sizes are plain ints; the lengths of the sequences stay on the CPU, masks are made where needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Axis:
         name: what `stag:NAME` looks for.
         size: number of entries, padding included.
         kind: batch, spatial, feature or beam.
-        lengths: real entries per sequence (int64, CPU) if they differ ("dynamic" axis), one dimension for each of `over`.
+        lengths: real entries per sequence (int64, CPU) if they differ (a dynamic axis); a dimension for each of `over`.
         over: the axes that `lengths` runs over, usually the batch.
     """
 

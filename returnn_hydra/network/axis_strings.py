@@ -38,7 +38,8 @@ class AxisFinder:
         found = self.all(tensor, spec)
         if len(found) != 1:
             raise NetworkError(
-                f"{self.where}: axis {spec!r} means {len(found)} axes of {list(tensor.axes)}, expected one; forms: {FORMS}"
+                f"{self.where}: axis {spec!r} means {len(found)} axes of {list(tensor.axes)}, expected one; "
+                f"forms: {FORMS}"
             )
         return found[0]
 
@@ -107,7 +108,9 @@ class AxisFinder:
         if kind in groups:
             return self._indexed(groups[kind], rest, spec)
         if kind == "dim":
-            return [axis for axis in visible if not axis.is_batch_like and not axis.is_dynamic and axis.size == int(rest)]
+            return [
+                axis for axis in visible if not axis.is_batch_like and not axis.is_dynamic and axis.size == int(rest)
+            ]
         if kind == "stag":
             return self._tagged(tensor, rest, spec)
         if kind == "stag-single":

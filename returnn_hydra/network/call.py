@@ -143,7 +143,12 @@ class LayerCall:
         return f"{self.scope.param_prefix}{scope_name}".strip("/")
 
     def param(
-        self, name: str, shape: Sequence[int], init: Any = "glorot_uniform", trainable: bool = True, buffer: bool = False
+        self,
+        name: str,
+        shape: Sequence[int],
+        init: Any = "glorot_uniform",
+        trainable: bool = True,
+        buffer: bool = False,
     ) -> Tensor:
         """The parameter `<layer>/<name>`; made when the network is built.
 

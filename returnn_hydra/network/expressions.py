@@ -1,7 +1,7 @@
 """A small interpreter for the expressions in network dicts; it never calls Python's `eval`.
 
-It walks the syntax tree and knows numbers, strings, arithmetic, comparisons, subscripts and calls. Names and attributes come
-from explicit tables only, so that an expression reaches nothing that is not listed.
+It walks the syntax tree and knows numbers, strings, arithmetic, comparisons, subscripts and calls. Names and
+attributes come from explicit tables only, so that an expression reaches nothing that is not listed.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class _Interpreter:
             return getattr(owner, node.attr)
         known = getattr(owner, "expression_attributes", TENSOR_ATTRIBUTES if isinstance(owner, torch.Tensor) else ())
         raise NetworkError(
-            f"{self.where}: attribute {node.attr!r} of a {type(owner).__name__} is not allowed{nearest(node.attr, known)}"
+            f"{self.where}: attribute {node.attr!r} of a {type(owner).__name__} is not allowed"
+            f"{nearest(node.attr, known)}"
         )
 
     def _call(self, node: ast.Call) -> Any:

@@ -158,7 +158,12 @@ def _fill_of(spec: Any, where: str) -> Fill:
         return _constant(number)
     names = {f"{key}{suffix}": value for key, value in _MAKERS.items() for suffix in ("", "_initializer")}
     camel = {"".join(part.capitalize() for part in key.split("_")): value for key, value in _MAKERS.items()}
-    namespace: dict[str, Any] = {**names, **camel, "tf": Namespace("tf", {**names, **camel}), "numpy": Namespace("numpy", {"sqrt": math.sqrt})}
+    namespace: dict[str, Any] = {
+        **names,
+        **camel,
+        "tf": Namespace("tf", {**names, **camel}),
+        "numpy": Namespace("numpy", {"sqrt": math.sqrt}),
+    }
     namespace["np"] = namespace["numpy"]
     result = evaluate_expression(spec, namespace, f"{where}: initializer")
     return result if callable(result) else _constant(float(result))

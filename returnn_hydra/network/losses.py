@@ -26,7 +26,14 @@ from returnn_hydra.nn.labels import edit_distances
 if TYPE_CHECKING:
     from returnn_hydra.network.call import LayerCall
 
-COMMON = ("scale", "use_normalized_loss", "custom_norm_factor", "custom_inv_norm_factor", "use_flatten_frames", "base_network")
+COMMON = (
+    "scale",
+    "use_normalized_loss",
+    "custom_norm_factor",
+    "custom_inv_norm_factor",
+    "use_flatten_frames",
+    "base_network",
+)
 
 
 @dataclass(frozen=True)
@@ -339,7 +346,12 @@ def ctc(
     del use_native
     if focal_loss_factor:
         raise data.call.error("loss 'ctc': option 'focal_loss_factor' is not supported; nearest: loss 'ce'")
-    known = {"ignore_longer_outputs_than_inputs", "logits_normalize", "preprocess_collapse_repeated", "ctc_merge_repeated"}
+    known = {
+        "ignore_longer_outputs_than_inputs",
+        "logits_normalize",
+        "preprocess_collapse_repeated",
+        "ctc_merge_repeated",
+    }
     for option, value in (ctc_opts or {}).items():
         if option not in known or (option == "ctc_merge_repeated" and not value):
             raise data.call.error(f"loss 'ctc': ctc_opts {option} = {value!r} is not supported{nearest(option, known)}")
@@ -375,15 +387,14 @@ def _ctc_logits(data: LossInput, in_log_space: bool) -> Tensor:
     output = data.output
     before = output.before_activation
     scores = output
-    convert = safe_log
-    if in_log_space:
-        convert = lambda x: x  # noqa: E731
-    elif before is not None and before[0] in ("softmax", "exp"):
-        scores, convert = before[1], lambda x: x
+    is_log = in_log_space
+    if not in_log_space and before is not None and before[0] in ("softmax", "exp"):
+        scores, is_log = before[1], True
     batch, feature = scores.batch_axis, scores.feature
     if batch is None or feature is None:
         raise data.call.error("loss 'ctc' needs an output with batch, time and feature axis")
-    return convert(scores.ordered([batch, data.call.time(scores), feature]).raw)
+    raw = scores.ordered([batch, data.call.time(scores), feature]).raw
+    return raw if is_log else safe_log(raw)
 
 
 def _sequences(labels: Tensor, lengths: Tensor) -> list[list[int]]:
@@ -425,7 +436,7 @@ def sequence_distances(
     labels = target.ordered([target.batch_axis, label_axis]).raw
     reference = _mapped(_sequences(labels, label_axis.lengths), label_map)
     if decode:
-        from returnn_hydra.network.ctc import ctc_decode as decode_ctc  # noqa: PLC0415  (the option has its name)
+        from returnn_hydra.network.ctc import ctc_decode as decode_ctc
 
         logits = _ctc_logits(data, output_in_log_space)
         lengths = data.call.time(data.output).lengths
@@ -531,7 +542,9 @@ def via_layer(
     if loss_wrt_to_act_in:
         before = data.output.before_activation
         if before is None or (isinstance(loss_wrt_to_act_in, str) and before[0] != loss_wrt_to_act_in):
-            raise data.call.error(f"loss_wrt_to_act_in = {loss_wrt_to_act_in!r}, but the activation is {before and before[0]!r}")
+            raise data.call.error(
+                f"loss_wrt_to_act_in = {loss_wrt_to_act_in!r}, but the activation is {before and before[0]!r}"
+            )
         wrt = before[1].ordered(data.output.axes).raw
     value = other.parts["output_loss"].raw.sum() if other.parts and "output_loss" in other.parts else None
     carrier = (wrt * signal).sum()  # its gradient with respect to `wrt` is the signal

@@ -32,12 +32,14 @@ class NetworkResult:
         losses: by path of the layer: what is optimised.
         errors: by path of the layer: only reported.
         constraints: `L2` of every layer that has it, already weighted.
+        dumps: file name and values of every `hdf_dump` layer.
     """
 
     outputs: dict[str, NamedTensor]
     losses: dict[str, Loss] = field(default_factory=dict)
     errors: dict[str, Loss] = field(default_factory=dict)
     constraints: dict[str, Tensor] = field(default_factory=dict)
+    dumps: list[tuple[Any, NamedTensor]] = field(default_factory=list)
 
     def all_losses(self) -> dict[str, Loss]:
         """What a train step returns: `cost:LAYER`, `error:LAYER`, and `constraints` if there is L2.
@@ -132,7 +134,7 @@ class NetworkModel(nn.Module):
         """
         run = self._run_state(batch, search, with_losses)
         self._compute(run, layers)
-        return NetworkResult(run.outputs, run.losses, run.errors, run.constraints)
+        return NetworkResult(run.outputs, run.losses, run.errors, run.constraints, run.dumps)
 
     def layer_output(self, result: NetworkResult, name: str = "output") -> Output:
         """A layer's output for a forward step: batch first, then time; padding zero.
@@ -190,6 +192,7 @@ class NetworkModel(nn.Module):
         for length in BUILD_LENGTHS:
             try:
                 self._build_with(batch_of_examples(self.extern_data, length, rng))
+                self._build_length = length
                 break
             except TooShort:
                 if length == BUILD_LENGTHS[-1]:
@@ -201,6 +204,23 @@ class NetworkModel(nn.Module):
             self._compute(self._run_state(batch, search=False, with_losses=True, building=True))
             if any(options.get("only_on_search") for options in self.net.layers.values()):
                 self._compute(self._run_state(batch, search=True, with_losses=False, building=True))
+
+    def preloads(self) -> dict[str, Any]:
+        """`load_on_init` of sub-networks: prefix of the parameters' names to the option, for who loads checkpoints."""
+        return {
+            f"{name}/": options["load_on_init"]
+            for name, options in self.net.layers.items()
+            if options.get("load_on_init") is not None
+        }
+
+    def example_pass(self) -> NetworkResult:
+        """The outputs on made-up sequences: their axes are those of any batch."""
+        rng = np.random.RandomState(1)
+        batch = batch_of_examples(self.extern_data, self._build_length, rng)
+        run = self._run_state(batch, search=False, with_losses=True, building=True)
+        with torch.no_grad():
+            self._compute(run)
+        return NetworkResult(run.outputs)
 
     # --- parameters
 

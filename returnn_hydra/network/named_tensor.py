@@ -197,7 +197,9 @@ def select_beams(tensor: NamedTensor, parents: NamedTensor, beam: Axis) -> Named
         [batch, beam, *[changed[axis] for axis in rest]],
         feature=changed.get(tensor.feature, tensor.feature) if tensor.feature else None,
         time=changed.get(tensor.time, tensor.time) if tensor.time else None,
-        before_activation=(before[0], select_beams(before[1], parents, beam)) if before and before[1].beam_axis else None,
+        before_activation=(before[0], select_beams(before[1], parents, beam))
+        if before and before[1].beam_axis
+        else None,
         state={key: select_beams(value, parents, beam) if value.beam_axis else value for key, value in state.items()}
         if state
         else None,

@@ -37,7 +37,7 @@ def batch_norm(
     """Normalise every feature over all other axes.
 
     `running = running + momentum * (batch - running)`. What is left open follows `behavior_version` (12 changed the
-    defaults): before 12, momentum is 0.99 and the statistics are updated also outside of training, and before their use.
+    defaults): before 12, momentum is 0.99 and the statistics are updated also outside of training, before their use.
 
     Args:
         use_sample: weight of the running statistics in training (0: only the batch's).

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from returnn_hydra.network.errors import NetworkError, nearest
+from returnn_hydra.network.layers import load_families
 
 LayerFunction = Callable[..., Any]
 
@@ -63,14 +64,13 @@ def layer_class(name: object, where: str) -> LayerClass:
     Raises:
         NetworkError: there is none of this name; the message has the nearest one.
     """
-    import returnn_hydra.network.layers  # noqa: F401, PLC0415  (fills the registry)
-
+    if name not in _CLASSES:
+        load_families()
     if not isinstance(name, str) or name not in _CLASSES:
         raise NetworkError(f"{where}: layer class {name!r} is not supported{nearest(name, _CLASSES)}")
     return _CLASSES[name]
 
 
 def layer_class_names() -> list[str]:
-    import returnn_hydra.network.layers  # noqa: F401, PLC0415
-
+    load_families()
     return sorted(_CLASSES)

@@ -41,4 +41,5 @@ class RunState:
     errors: dict[str, Loss] = field(default_factory=dict)
     constraints: dict[str, torch.Tensor] = field(default_factory=dict)
     outputs: dict[str, NamedTensor] = field(default_factory=dict)
+    dumps: list[tuple[Any, NamedTensor]] = field(default_factory=list)
     user: Mapping[str, Any] = field(default_factory=dict)

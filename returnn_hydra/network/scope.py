@@ -230,7 +230,12 @@ class Scope:
 
     def child(self, name: str, net: Net, param_prefix: str, **options: Any) -> Scope:
         """A scope for the network inside one of our layers."""
-        return self.adopt(name, Scope(net, self.run, self.store, parent=self, param_prefix=param_prefix, **{"hidden": self.hidden, **options}))
+        return self.adopt(
+            name,
+            Scope(
+                net, self.run, self.store, parent=self, param_prefix=param_prefix, **{"hidden": self.hidden, **options}
+            ),
+        )
 
     def adopt(self, name: str, scope: Scope) -> Scope:
         self.children[name] = scope

@@ -64,9 +64,7 @@ def _named_stream(
     )
 
 
-def _time_axis(
-    key: str, batch: Batch, spec: TensorSpec, batch_axis: Axis, times: dict[str, Axis], size: int
-) -> Axis:
+def _time_axis(key: str, batch: Batch, spec: TensorSpec, batch_axis: Axis, times: dict[str, Axis], size: int) -> Axis:
     """Streams that are declared to have the same lengths share their axis."""
     owner = spec.same_length_as or key
     if owner not in times:

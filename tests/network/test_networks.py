@@ -112,7 +112,9 @@ def hybrid() -> dict[str, Any]:
 def ctc_network() -> dict[str, Any]:
     return {
         "conv_in": layer("split_dims", axis="F", dims=(-1, 1)),
-        "conv": layer("conv", "conv_in", n_out=4, filter_size=(3, 3), padding="same", activation="relu", with_bias=True),
+        "conv": layer(
+            "conv", "conv_in", n_out=4, filter_size=(3, 3), padding="same", activation="relu", with_bias=True
+        ),
         "merged": layer("merge_dims", "conv", axes="static"),
         "fw": layer("rec", "merged", unit="nativelstm2", n_out=8, direction=1),
         "bw": layer("rec", "merged", unit="nativelstm2", n_out=8, direction=-1),
@@ -222,7 +224,9 @@ def test_search_finds_what_was_learnt(name: str) -> None:
     decision = result.outputs["decision"]
     labels = [row[:n] for row, n in zip(decision.raw.tolist(), decision.time_axis.lengths.tolist(), strict=True)]
     expected = batch()
-    wanted = [row[: n - 1] for row, n in zip(expected["classes"].tolist(), expected.lengths["classes"].tolist(), strict=True)]
+    wanted = [
+        row[: n - 1] for row, n in zip(expected["classes"].tolist(), expected.lengths["classes"].tolist(), strict=True)
+    ]
     assert labels == wanted
 
 
@@ -260,7 +264,9 @@ def brute_force(model: NetworkModel, batch: Batch, beam: int, steps: int) -> lis
             scores = log_probs(labels)
             for label in range(len(scores)):
                 done = label == 0
-                candidates.append((score + scores[label].item(), order, label, labels if done else [*labels, label], done))
+                candidates.append(
+                    (score + scores[label].item(), order, label, labels if done else [*labels, label], done)
+                )
         candidates.sort(key=lambda c: -c[0])
         hypotheses = [(labels, score, done) for score, _, _, labels, done in candidates[:beam]]
         if all(done for _, _, done in hypotheses):

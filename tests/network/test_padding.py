@@ -11,7 +11,14 @@ import torch
 
 from returnn_hydra.batch import Batch
 
-MIXES_SEQUENCES = {"reduce_mean_BT", "accumulate_mean", "batch_norm_train", "batch_norm_eval", "time_chunking", "time_unchunking"}
+MIXES_SEQUENCES = {
+    "reduce_mean_BT",
+    "accumulate_mean",
+    "batch_norm_train",
+    "batch_norm_eval",
+    "time_chunking",
+    "time_unchunking",
+}
 """These reduce over the batch, make their own batch axis, or (batch_norm) learn from what they see."""
 READS_PADDING = {
     "conformer_block", "pad_T", "transposed_conv_overlap", "conv1d_stride", "pool1d_max", "pool1d_max3", "pool1d_avg",
@@ -24,7 +31,7 @@ CASES = Path(__file__).parent.parent / "data/golden/tf_cases.py"
 
 def names() -> list[str]:
     namespace: dict[str, Any] = {}
-    exec(compile(CASES.read_text(), str(CASES), "exec"), namespace)  # noqa: S102  (a test's own case list)
+    exec(compile(CASES.read_text(), str(CASES), "exec"), namespace)
     skip = MIXES_SEQUENCES | READS_PADDING | NOT_PER_SEQUENCE
     return [name for name in namespace["CASES"] if name not in skip]
 
@@ -36,7 +43,12 @@ def test_alone_or_padded(name: str, make_case: Any) -> None:
     together = case.run(with_losses=not case.case.get("search"), layers=["decision"] if case.case.get("search") else [])
     for i in range(case.batch.num_seqs):
         one = case.batch.select(i, i + 1)
-        alone = case.model(one, search=bool(case.case.get("search")), with_losses=not case.case.get("search"), layers=["decision"] if case.case.get("search") else [])
+        alone = case.model(
+            one,
+            search=bool(case.case.get("search")),
+            with_losses=not case.case.get("search"),
+            layers=["decision"] if case.case.get("search") else [],
+        )
         for path, value in together.outputs.items():
             if value.batch_axis is None or value.beam_axis is not None:
                 continue

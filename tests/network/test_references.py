@@ -59,7 +59,11 @@ def conv2d(x: Array, w: Array, bias: Array) -> Array:
 
 
 def lstm(x: Array, p: Callable[..., Array], size: int, path: str = "l") -> tuple[Array, Array, Array]:
-    w, r, b = p(f"{path}/rec/W", x.shape[1], 4 * size), p(f"{path}/rec/W_re", size, 4 * size), p(f"{path}/rec/b", 4 * size)
+    w, r, b = (
+        p(f"{path}/rec/W", x.shape[1], 4 * size),
+        p(f"{path}/rec/W_re", size, 4 * size),
+        p(f"{path}/rec/b", 4 * size),
+    )
     h = c = np.zeros(size)
     out = []
     for frame in x:
@@ -79,7 +83,9 @@ def layer_norm_lstm(x: Array, p: Callable[..., Array]) -> Array:
     h = c = np.zeros(n)
     out = []
     for frame in x:
-        below = layer_norm(frame @ p("l/rec/W_ff", 5, 16), p("l/rec/gamma_input_below", 16), p("l/rec/beta_input_below", 16))
+        below = layer_norm(
+            frame @ p("l/rec/W_ff", 5, 16), p("l/rec/gamma_input_below", 16), p("l/rec/beta_input_below", 16)
+        )
         re = layer_norm(h @ p("l/rec/W_re", 4, 16), p("l/rec/gamma_state_below", 16))
         i, j, f, o = np.split(below + re, 4)
         c = layer_norm(sigmoid(f) * c + sigmoid(i) * np.tanh(j), p("l/rec/gamma_new_c", n), p("l/rec/beta_new_c", n))
@@ -133,9 +139,12 @@ def windows(x: Array, size: int, left: int, stride: int = 1) -> Array:
 def strided_conv2d(x: Array, p: Callable[..., Array]) -> Array:
     w, b = p("l/W", 3, 3, 1, 3), p("l/bias", 3)
     rows = range(0, len(x) - 2, 2)
-    return np.stack(
-        [[np.einsum("ij,ijd->d", x[t : t + 3, f : f + 3], w[:, :, 0]) for f in range(3)] for t in rows]
-    ).reshape(len(rows), 3, 3) + b
+    return (
+        np.stack(
+            [[np.einsum("ij,ijd->d", x[t : t + 3, f : f + 3], w[:, :, 0]) for f in range(3)] for t in rows]
+        ).reshape(len(rows), 3, 3)
+        + b
+    )
 
 
 def recurrent_sum(x: Array) -> Array:
@@ -195,11 +204,16 @@ REFERENCES: dict[str, Reference] = {
     "dot_scalar": lambda x, y, p: (x * other(x, p)).sum(-1),
     "conv1d_same": lambda x, y, p: conv1d(x, p("l/W", 3, 5, 4), p("l/bias", 4)),
     "conv1d_dilated": lambda x, y, p: conv1d(x, p("l/W", 3, 5, 4), np.zeros(4), 2),
-    "conv1d_depthwise": lambda x, y, p: conv1d(x, np.stack([np.diag(w) for w in p("l/W", 3, 1, 5)[:, 0]]), p("l/bias", 5)),
+    "conv1d_depthwise": lambda x, y, p: conv1d(
+        x, np.stack([np.diag(w) for w in p("l/W", 3, 1, 5)[:, 0]]), p("l/bias", 5)
+    ),
     "conv2d": lambda x, y, p: conv2d(x, p("l/W", 3, 3, 1, 3), p("l/bias", 3)),
-    "conv2d_pool_merge": lambda x, y, p: np.pad(
-        np.maximum(conv2d(x, p("c/W", 3, 3, 1, 3), p("c/bias", 3)), 0), ((0, 0), (0, 1), (0, 0))
-    ).reshape(len(x), 3, 2, 3).max(2).reshape(len(x), 9),
+    "conv2d_pool_merge": lambda x, y, p: (
+        np.pad(np.maximum(conv2d(x, p("c/W", 3, 3, 1, 3), p("c/bias", 3)), 0), ((0, 0), (0, 1), (0, 0)))
+        .reshape(len(x), 3, 2, 3)
+        .max(2)
+        .reshape(len(x), 9)
+    ),
     "conv2d_valid_stride": lambda x, y, p: strided_conv2d(x, p),
     "transposed_conv": lambda x, y, p: transposed(x, p),
     "rec_lstm_fw": lambda x, y, p: lstm(x, p, 4)[0],
@@ -215,8 +229,10 @@ REFERENCES: dict[str, Reference] = {
     "positional_encoding_add": lambda x, y, p: affine(x, p, "a", 6) + sinusoid(len(x), 6),
     "softmax_over_spatial": lambda x, y, p: softmax(x, 0).T,
     "generic_attention_global": lambda x, y, p: softmax(np.tanh(affine(x, p, "k", 1)), 0)[:, 0] @ x,
-    "subnetwork": lambda x, y, p: affine(np.tanh(affine(x, p, "l/a", 4)), p, "l/b", 3)
-    + affine(np.maximum(affine(x, p, "pre0", 2), 0), p, "l/c", 3),
+    "subnetwork": lambda x, y, p: (
+        affine(np.tanh(affine(x, p, "l/a", 4)), p, "l/b", 3)
+        + affine(np.maximum(affine(x, p, "pre0", 2), 0), p, "l/c", 3)
+    ),
     "recsub_initial": lambda x, y, p: recurrent_sum(x),
     "extra_deps_register": lambda x, y, p: affine(np.tanh(affine(x, p, "a", 4)), p, "output", 2),
 }
@@ -288,7 +304,9 @@ def test_batch_norm_in_evaluation(name: str, make_case: Any, cases: Any) -> None
     """Before behavior_version 12, the running statistics take in the batch (by 0.99) before they are used."""
     case = make_case(name)
     value = case.run().outputs["output"].raw.detach().numpy()
-    part = {k: cases.fill(f"l/batch_norm/l_l_output_{k}", (1, 1, 5))[0, 0] for k in ("mean", "variance", "gamma", "beta")}
+    part = {
+        k: cases.fill(f"l/batch_norm/l_l_output_{k}", (1, 1, 5))[0, 0] for k in ("mean", "variance", "gamma", "beta")
+    }
     frames = np.concatenate([x for x, _ in sequences(case)])
     mean, variance = part["mean"], part["variance"]
     if name == "batch_norm_eval":
@@ -304,7 +322,9 @@ def test_accumulate_mean(make_case: Any, cases: Any) -> None:
     np.testing.assert_allclose(case.run().outputs["output"].raw.numpy(), old)
     case.model.train()
     np.testing.assert_allclose(case.run().outputs["output"].raw.numpy(), old)
-    probabilities = np.concatenate([softmax(affine(x, lambda n, *s: cases.fill(n, s), "a", 3)) for x, _ in sequences(case)])
+    probabilities = np.concatenate(
+        [softmax(affine(x, lambda n, *s: cases.fill(n, s), "a", 3)) for x, _ in sequences(case)]
+    )
     expected = old + 0.001 * (probabilities.mean(0) - old)
     np.testing.assert_allclose(case.model.parameter("l/mean").numpy(), expected, rtol=1e-5)
 
@@ -322,7 +342,10 @@ def test_unmask(make_case: Any) -> None:
 def test_losses_of_two_layers_and_l2(make_case: Any, cases: Any) -> None:
     case = make_case("l2_reg")
     result = case.run()
-    squares = {n: float((cases.fill(n, s) ** 2).sum()) for n, s in (("a/W", (5, 4)), ("a/b", (4,)), ("output/W", (4, 7)), ("output/b", (7,)))}
+    squares = {
+        n: float((cases.fill(n, s) ** 2).sum())
+        for n, s in (("a/W", (5, 4)), ("a/b", (4,)), ("output/W", (4, 7)), ("output/b", (7,)))
+    }
     expected = 0.01 * (squares["a/W"] + squares["a/b"]) + 0.1 * (squares["output/W"] + squares["output/b"])
     assert result.total_constraints().item() == pytest.approx(expected, rel=1e-5)
     assert result.objective().item() == pytest.approx(result.losses["output"].sum.item() + expected, rel=1e-5)

@@ -13,7 +13,7 @@ from returnn_hydra.network import NetworkError, NetworkModel
 from returnn_hydra.network.expressions import evaluate_expression
 from returnn_hydra.network.tf_face import tensorflow_modules, tf_namespace
 
-SPECAUGMENT = '''
+SPECAUGMENT = """
 def mask_one(x, batch_axis, axis, pos, max_amount):
     from returnn.tf.compat import v1 as tf
     from returnn.tf.util.basic import where_bc
@@ -39,7 +39,7 @@ def mask_some(x, batch_axis, axis, min_num, max_num, max_dims):
         cond=lambda i, _: tf.less(i, tf.reduce_max(num)),
         body=lambda i, x: (
             i + 1,
-            tf.where(tf.less(i, num), mask_one(x, batch_axis=batch_axis, axis=axis, pos=indices[:, i], max_amount=max_dims), x),
+            tf.where(tf.less(i, num), mask_one(x, batch_axis, axis, pos=indices[:, i], max_amount=max_dims), x),
         ),
         loop_vars=(0, x),
     )
@@ -50,10 +50,11 @@ def transform(data, network):
     x = data.placeholder
     step1 = tf.where(tf.greater_equal(network.global_train_step, 10), 1, 0)
     def masked():
-        y = mask_some(x, data.batch_dim_axis, data.time_dim_axis, 1, tf.maximum(tf.shape(x)[data.time_dim_axis] // 10, 2) * (1 + step1), 3)
+        most = tf.maximum(tf.shape(x)[data.time_dim_axis] // 10, 2) * (1 + step1)
+        y = mask_some(x, data.batch_dim_axis, data.time_dim_axis, 1, most, 3)
         return mask_some(y, data.batch_dim_axis, data.feature_dim_axis, 1, 2, data.dim // 5)
     return network.cond_on_train(masked, lambda: x)
-'''
+"""
 NET = {
     "aug": {
         "class": "eval",
@@ -72,7 +73,7 @@ def transform(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("returnn", "returnn.tf", "returnn.tf.util"):
         monkeypatch.setitem(sys.modules, name, type(sys)(name))
     namespace: dict[str, Any] = {}
-    exec(compile(SPECAUGMENT, "config", "exec"), namespace)  # noqa: S102  (a config, as a test)
+    exec(compile(SPECAUGMENT, "config", "exec"), namespace)
     return namespace["transform"]
 
 

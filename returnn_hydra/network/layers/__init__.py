@@ -1,47 +1,10 @@
-"""Layer classes, one module per family; importing this package registers them."""
+"""Layer classes, one module per family. A new module in this folder is found by itself."""
 
-from returnn_hydra.network.layers import (
-    attention,
-    chunking,
-    constants,
-    conv,
-    elementwise,
-    gather,
-    linear,
-    masked,
-    misc,
-    normalization,
-    pooling,
-    recurrent,
-    reduction,
-    search,
-    self_attention,
-    shape,
-    signal,
-    slicing,
-    subnetwork,
-    time,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "attention",
-    "chunking",
-    "constants",
-    "conv",
-    "elementwise",
-    "gather",
-    "linear",
-    "masked",
-    "misc",
-    "normalization",
-    "pooling",
-    "recurrent",
-    "reduction",
-    "search",
-    "self_attention",
-    "shape",
-    "signal",
-    "slicing",
-    "subnetwork",
-    "time",
-]
+
+def load_families() -> None:
+    """Import all modules of this folder; they register their classes."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")

@@ -17,7 +17,9 @@ from returnn_hydra.network.registry import register_layer
 
 
 @register_layer("time_chunking")
-def time_chunking(call: LayerCall, *, chunk_size: int, chunk_step: int, axis: Any = "T", out_dim: Any = None) -> NamedTensor:
+def time_chunking(
+    call: LayerCall, *, chunk_size: int, chunk_step: int, axis: Any = "T", out_dim: Any = None
+) -> NamedTensor:
     """(B, T, ...) -> (B*C, L, ...): chunk c begins at frame c * chunk_step."""
     del out_dim
     x = call.x

@@ -1,6 +1,6 @@
 """Convolutions.
 
-Legend: N everything flattened that is no spatial axis of the convolution, S spatial axes, C channels in, D channels out.
+Legend: N everything that is no spatial axis of the convolution, flattened, S spatial axes, C channels in, D out.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def conv(
         x = x.dense(x.masked(spatial, 0.0))
     rows, other = x.rows(channels, *spatial)  # (N, C, *S)
     if padding == "same":
-        sides = [same_padding(a.size, f, s, d) for a, f, s, d in zip(spatial, filter_size, stride, dilation, strict=True)]
+        sides = [
+            same_padding(a.size, f, s, d) for a, f, s, d in zip(spatial, filter_size, stride, dilation, strict=True)
+        ]
         rows = F.pad(rows, [size for pair in reversed(sides) for size in pair])
     functions = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
     kernel = weight.permute(count + 1, count, *range(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -175,7 +176,7 @@ def compare(
     operands: list[Any] = [*raws, *([value] if value is not None else [])]
     if len(operands) < 2:
         raise call.error("needs two sources, or one and 'value'")
-    pairs = [_COMPARE[kind](a, b) for a, b in zip(operands, operands[1:], strict=False)]
+    pairs = [_COMPARE[kind](a, b) for a, b in itertools.pairwise(operands)]
     raw = functools.reduce(torch.logical_and, pairs)
     return template.dense(raw.expand([axis.size for axis in template.axes]))
 
@@ -279,4 +280,3 @@ def sparse_softmax_cross_entropy_with_logits(
     index = raws[1].long().expand([1 if a is classes else a.size for a in template.axes])
     rest = [a for a in template.axes if a is not classes]
     return template.dense(-log_p.gather(dim, index).squeeze(dim), rest)
-

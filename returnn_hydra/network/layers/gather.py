@@ -103,7 +103,9 @@ def scatter_nd(
 
 
 @register_layer("search_sorted", concat=False, refs=("sorted_sequence", "values"))
-def search_sorted(call: LayerCall, *, sorted_sequence: str, values: str, axis: Any = "T", side: str = "left") -> NamedTensor:
+def search_sorted(
+    call: LayerCall, *, sorted_sequence: str, values: str, axis: Any = "T", side: str = "left"
+) -> NamedTensor:
     """Where the values would have to be put into a sorted axis."""
     if side not in ("left", "right"):
         raise call.error(f"side = {side!r}, expected 'left' or 'right'")
@@ -125,7 +127,7 @@ def boolean_mask(call: LayerCall, *, mask: str, dims: Any = None, out_dim: Any =
     """All entries where the mask is true, one behind the other."""
     del out_dim
     x, keep = call.x, call.layer(mask)
-    over = [a for a in keep.axes] if dims is None else call.axes(keep, dims)
+    over = list(keep.axes) if dims is None else call.axes(keep, dims)
     rest = [a for a in x.axes if a not in over]
     raw = x.expanded([*over, *rest])[keep.expanded(over).bool()]
     return x.like(raw, [static_axis(f"{call.name}:mask", raw.shape[0]), *rest])

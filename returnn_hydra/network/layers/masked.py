@@ -53,7 +53,9 @@ def masked(call: LayerCall, x: NamedTensor, keep: NamedTensor, time: Axis) -> Na
     flags = keep.like(keep.masked([time], 0)).expanded([batch, time]).bool()
     lengths = flags.sum(1).cpu()
     longest = int(lengths.max()) if lengths.numel() else 0
-    new = time.derived(("masked", keep.raw.data_ptr()), lambda: Axis(f"{call.name}:masked", longest, lengths=lengths, over=(batch,)))
+    new = time.derived(
+        ("masked", keep.raw.data_ptr()), lambda: Axis(f"{call.name}:masked", longest, lengths=lengths, over=(batch,))
+    )
     if time not in x.axes:
         return x
     order = torch.argsort((~flags).to(torch.int8), dim=1, stable=True)[:, :longest]  # true frames first
@@ -69,7 +71,9 @@ def _unit(call: LayerCall, unit: Mapping[str, Any], data: dict[str, NamedTensor]
     net = call.spec.sub({call.name: dict(unit)})
     scope = call.scope.child(call.name, net, call.scope.param_prefix, data=data)
     value = scope.get(call.name)
-    scope.children.update(scope.children.get(call.name).children if call.name in scope.children else {})
+    inner = scope.children.get(call.name)
+    if inner is not None:
+        scope.children.update(inner.children)
     return value
 
 
@@ -97,7 +101,12 @@ def _step(call: LayerCall, unit: Mapping[str, Any], source: NamedTensor, keep: N
 def _select(call: LayerCall, keep: NamedTensor, new: NamedTensor, old: NamedTensor) -> NamedTensor:
     raws, template = broadcast([keep, new, old], call.scope.all_hidden)
     raw = torch.where(raws[0].bool(), raws[1], raws[2]).expand([a.size for a in template.axes])
-    return template.like(raw, feature=new.feature if new.feature in template.axes else template.feature, sparse_dim=new.sparse_dim, vocab=new.vocab)
+    return template.like(
+        raw,
+        feature=new.feature if new.feature in template.axes else template.feature,
+        sparse_dim=new.sparse_dim,
+        vocab=new.vocab,
+    )
 
 
 @register_layer("unmask", refs=("mask",))
@@ -127,5 +136,3 @@ def unmask(call: LayerCall, *, mask: str, skip_initial: bool = False) -> NamedTe
     known = (index >= 0).reshape(*index.shape, *[1] * len(rest))
     raw = torch.where(known, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     return x.like(raw, [batch, time, *rest], time=time)
-
-

@@ -73,7 +73,7 @@ def ctc_loss(
 @register_layer("edit_distance", concat=False, refs=("a", "b"))
 def edit_distance(call: LayerCall, *, a: str, b: str) -> NamedTensor:
     """Levenshtein distance of the sequences of two layers: (B,)."""
-    from returnn_hydra.network.losses import sequence_distances  # noqa: PLC0415
+    from returnn_hydra.network.losses import sequence_distances
 
     first, second = call.layer(a), call.layer(b)
     distances = sequence_distances(LossInput(call, first, second), None, False, False)
@@ -93,21 +93,17 @@ def hdf_dump(
     extend_existing_file: bool = False,
     dump_per_run: bool = False,
 ) -> NamedTensor:
-    """The input; its sequences go to whoever collects dumps (`run.user["dumps"]`), under the file's name."""
+    """The input; the pass reports it with the file's name (`NetworkResult.dumps`), for whoever writes the files."""
     del extra, dump_whole_batches, labels, extend_existing_file, dump_per_run
     x = call.x
-    dumps = call.run.user.get("dumps")
-    if dumps is not None and not call.run.building:
-        dumps.append((filename, call.run.seq_tags, x))
+    call.run.dumps.append((filename, x))
     return x
-
-
 
 
 @register_layer("cond", concat=False, refs=("condition",))
 def cond(call: LayerCall, *, condition: Any, true_layer: dict[str, Any], false_layer: dict[str, Any]) -> NamedTensor:
     """One of two layers, by a scalar condition."""
-    from returnn_hydra.network.layers.subnetwork import run_subnetwork  # noqa: PLC0415
+    from returnn_hydra.network.layers.subnetwork import run_subnetwork
 
     test = condition if isinstance(condition, bool) else bool(call.layer(condition).raw)
     layers = {"true": dict(true_layer), "false": dict(false_layer)}

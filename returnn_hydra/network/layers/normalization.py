@@ -83,7 +83,9 @@ def norm(
 
 
 @register_layer("math_norm")
-def math_norm(call: LayerCall, *, p: float = 2, axes: Any = None, axis: Any = None, keep_dims: bool = False) -> NamedTensor:
+def math_norm(
+    call: LayerCall, *, p: float = 2, axes: Any = None, axis: Any = None, keep_dims: bool = False
+) -> NamedTensor:
     """The p-norm over some axes, padding left out."""
     x = call.x
     over = call.axes(x, axis if axis is not None else axes)

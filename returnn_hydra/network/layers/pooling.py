@@ -60,8 +60,8 @@ def pool(
     else:
         averages = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
         real = F.pad(torch.ones_like(rows), flat)
-        window = {"kernel_size": list(pool_size), "stride": stride}
-        raw = averages[count](F.pad(rows, flat), **window) / averages[count](real, **window)
+        average = averages[count]
+        raw = average(F.pad(rows, flat), list(pool_size), stride) / average(real, list(pool_size), stride)
     raw = raw.squeeze(1).reshape(*[a.size for a in (*other, *new)])
     replaced = dict(zip(spatial, new, strict=True))
     time = call.finder.time(x)

@@ -161,7 +161,9 @@ def _number(value: Any, x: NamedTensor) -> NamedTensor:
 
 
 @register_layer("cumsum", sequential=True)
-def cumsum(call: LayerCall, *, axis: Any = "T", additional_left_summand_per_element: Any = None, reverse: bool = False) -> NamedTensor:
+def cumsum(
+    call: LayerCall, *, axis: Any = "T", additional_left_summand_per_element: Any = None, reverse: bool = False
+) -> NamedTensor:
     """Running sum over an axis; in a loop, over the frames so far."""
     x = call.x
     if call.stepping and call.finder.time(x) is None:

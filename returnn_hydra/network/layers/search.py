@@ -200,14 +200,14 @@ def _search_step(call: LayerCall) -> tuple[Axis, Any]:
 def choice_get_beam_scores(call: LayerCall) -> NamedTensor:
     """Log scores of all hypotheses: (B, K)."""
     _, step = _search_step(call)
-    return step.final_scores  # type: ignore[no-any-return]
+    return step.final_scores
 
 
 @register_layer("choice_get_src_beams", concat=False)
 def choice_get_src_beams(call: LayerCall) -> NamedTensor:
     """Which hypothesis each one came from: (B, K)."""
     _, step = _search_step(call)
-    return step.source_beams  # type: ignore[no-any-return]
+    return step.source_beams
 
 
 @register_layer("split_batch_beam", concat=False)
@@ -219,7 +219,9 @@ def split_batch_beam(call: LayerCall) -> NamedTensor:
         raise call.error("the input comes from no search")
     new = Axis(f"{call.name}:beam", beam.size)
     changed = {
-        axis: Axis(axis.name, axis.size, axis.kind, lengths=axis.lengths, over=[new if a is beam else a for a in axis.over])
+        axis: Axis(
+            axis.name, axis.size, axis.kind, lengths=axis.lengths, over=[new if a is beam else a for a in axis.over]
+        )
         for axis in x.axes
         if beam in axis.over
     }

@@ -37,7 +37,9 @@ def self_attention(
     (relative positions).
     """
     if initial_state is not None or restrict_state_to_last_seq or state_var_lengths is not None:
-        raise call.error("options 'initial_state', 'restrict_state_to_last_seq' and 'state_var_lengths' are not supported")
+        raise call.error(
+            "options 'initial_state', 'restrict_state_to_last_seq' and 'state_var_lengths' are not supported"
+        )
     size = call.need_n_out()
     if total_key_dim % num_heads or size % num_heads:
         raise call.error(f"num_heads = {num_heads} does not divide total_key_dim = {total_key_dim} and n_out = {size}")

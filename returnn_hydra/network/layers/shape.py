@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,7 +98,7 @@ def _split(
         elif is_feature and i == len(sizes) - 1:
             new.append(call.new_feature(size, name))
         else:
-            new.append(old.derived((call.path, name, size), lambda n=name, s=size: static_axis(n, s)))
+            new.append(old.derived((call.path, name, size), functools.partial(static_axis, name, size)))
     place = x.index(old)
     axes = [*x.axes[:place], *new, *x.axes[place + 1 :]]
     time = next((axis for axis in new if axis.is_dynamic), x.time) if old.is_dynamic else x.time
@@ -106,7 +107,7 @@ def _split(
 
 @register_layer("expand_dims", framewise=True)
 def expand_dims(call: LayerCall, *, axis: Any, dim: Any = 1) -> NamedTensor:
-    """A new axis: behind the features (`F`), before them (`spatial`, `T`), or at a place counted with the batch first."""
+    """A new axis: behind the features (`F`), before them (`spatial`, `T`), or at a place (batch is 0)."""
     x = call.x
     size = getattr(dim, "dimension", dim)
     if not isinstance(size, int):
@@ -142,7 +143,9 @@ def _new_place(call: LayerCall, x: NamedTensor, axis: Any) -> tuple[int, bool]:
 
 
 @register_layer("squeeze", framewise=True)
-def squeeze(call: LayerCall, *, axis: Any, enforce_batch_dim_axis: Any = None, allow_no_op: bool = False) -> NamedTensor:
+def squeeze(
+    call: LayerCall, *, axis: Any, enforce_batch_dim_axis: Any = None, allow_no_op: bool = False
+) -> NamedTensor:
     """Drop axes of size 1; "auto": all of them."""
     del enforce_batch_dim_axis
     x = call.x
@@ -376,7 +379,8 @@ def split(
     parts = {}
     for i, raw in enumerate(x.raw.split(list(sizes), x.index(over))):
         new = feature_axis if over is x.feature else static_axis
-        part = call.run.batch.derived((call.path, "split", i), lambda m=new, n=sizes[i], j=i: m(f"{call.name}_split{j}", n))
+        made = functools.partial(new, f"{call.name}_split{i}", sizes[i])
+        part = call.run.batch.derived((call.path, "split", i), made)
         axes = [part if a is over else a for a in x.axes]
         parts[str(i)] = x.like(raw, axes, feature=part if over is x.feature else x.feature)
     return NamedTensor(x.raw, x.axes, feature=x.feature, time=x.time, sparse_dim=x.sparse_dim, parts=parts)
@@ -391,7 +395,11 @@ def tile(call: LayerCall, *, multiples: Mapping[str, int], out_dims: Any = None)
         axis = call.axis(x, spec)
         if axis.is_dynamic or axis.is_batch_like:
             raise call.error(f"cannot tile {axis}; nearest: class 'repeat'")
-        new = call.new_feature(axis.size * times, "tile") if axis is x.feature else _static(call, axis.size * times, "tile")
+        new = (
+            call.new_feature(axis.size * times, "tile")
+            if axis is x.feature
+            else _static(call, axis.size * times, "tile")
+        )
         repeats = [times if a is axis else 1 for a in x.axes]
         axes = [new if a is axis else a for a in x.axes]
         x = x.like(x.raw.repeat(repeats), axes, feature=new if axis is x.feature else x.feature)

@@ -44,16 +44,16 @@ def slice_layer(
     old = call.axis(x, axis)
     step = slice_step or 1
     if step < 0:
-        raise call.error(f"slice_step = {slice_step}: negative steps are not supported; nearest: class 'eval', tf.reverse")
+        raise call.error(
+            f"slice_step = {slice_step}: negative steps are not supported; nearest: class 'eval', tf.reverse"
+        )
     index = torch.arange(old.size)[slice_start:slice_end:step]
     raw = x.raw.index_select(x.index(old), index.to(x.raw.device))
     new = _sliced_axis(call, x, old, len(index), slice_start or 0, slice_end, step)
     return with_axis(x, raw, old, new)
 
 
-def _sliced_axis(
-    call: LayerCall, x: NamedTensor, old: Axis, size: int, start: int, end: int | None, step: int
-) -> Axis:
+def _sliced_axis(call: LayerCall, x: NamedTensor, old: Axis, size: int, start: int, end: int | None, step: int) -> Axis:
     name = f"{call.name}:slice"
     if old is x.feature:
         return call.new_feature(size, "slice")
@@ -85,7 +85,9 @@ def slice_nd(
     del out_spatial_dim
     x = call.x
     old = call.axis(x, axis)
-    begin = call.layer(start) if isinstance(start, str) else NamedTensor(torch.tensor(start or 0, device=call.device), ())
+    begin = (
+        call.layer(start) if isinstance(start, str) else NamedTensor(torch.tensor(start or 0, device=call.device), ())
+    )
     others = [a for a in x.axes if a is not old]
     extra = [a for a in begin.axes if a not in others and a is not old]
     lead = [*[a for a in others if a in begin.axes], *extra]
@@ -146,8 +148,8 @@ def pad(
 ) -> NamedTensor:
     """Add entries on both sides of axes.
 
-    The right side of a dynamic axis comes behind the padding (as RETURNN did it before `behavior_version` 21), or behind
-    the end of every sequence with `handle_dynamic_dims`.
+    The right side of a dynamic axis comes behind the padding (RETURNN before `behavior_version` 21), or behind the end
+    of every sequence with `handle_dynamic_dims`.
     """
     del out_dims
     x = call.x
@@ -187,7 +189,8 @@ def _padded(
     if old.is_dynamic and at_ends and right > 0:
         if mode != "constant":
             raise call.error(f"mode {mode!r} at the ends of sequences is not supported; nearest: 'constant'")
-        shifted = Axis("end", new.size, lengths=old.lengths + left, over=old.over)  # type: ignore[operator]
+        assert old.lengths is not None
+        shifted = Axis("end", new.size, lengths=old.lengths + left, over=old.over)
         inside = NamedTensor(shifted.mask(raw.device), (*old.over, new)).to_axes(result.axes)
         result = result.like(torch.where(inside, result.raw, torch.full((), value, dtype=raw.dtype, device=raw.device)))
     return result.ordered([new if a is old else a for a in x.axes])
@@ -272,11 +275,14 @@ def window(
         raise TooShort(f"{call.path}: a window of {size} frames over {old}")
     raw = padded.unfold(-1, size, stride)  # (..., T', W)
     if padding == "same":
+
         def change(n: Tensor) -> Tensor:
             return torch.div(n + stride - 1, stride, rounding_mode="floor")
     else:
+
         def change(n: Tensor) -> Tensor:
             return torch.div((n - size + stride).clamp(min=0), stride, rounding_mode="floor")
+
     same = padding == "same" and stride == 1
     key = ("ceildiv", stride) if padding == "same" else ("window", size, stride)
     new = old if same else old.with_lengths(key, f"{call.name}:spatial", raw.shape[-2], change)

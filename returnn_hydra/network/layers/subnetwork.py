@@ -10,7 +10,7 @@ from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.registry import register_layer
 
 
-@register_layer("subnetwork", refs=("concat_sources_names",), framewise=False)
+@register_layer("subnetwork")
 def subnetwork(
     call: LayerCall,
     *,
@@ -22,9 +22,7 @@ def subnetwork(
     _parent_layer_cache: Any = None,
 ) -> NamedTensor:
     """The inner network sees the input as `data`, this network as `base:`; its `output` is the result."""
-    del rec_previous_layer, _parent_layer_cache
-    if load_on_init is not None:
-        call.run.user.setdefault("load_on_init", {})[call.path] = load_on_init  # type: ignore[attr-defined]
+    del rec_previous_layer, _parent_layer_cache, load_on_init  # see NetworkModel.preloads
     return run_subnetwork(call, subnetwork, _data(call, concat_sources), output=_output)
 
 
@@ -39,7 +37,11 @@ def _data(call: LayerCall, concat_sources: bool) -> dict[str, NamedTensor]:
 
 
 def run_subnetwork(
-    call: LayerCall, layers: Mapping[str, Any], data: dict[str, NamedTensor], prefix: str | None = None, output: str = "output"
+    call: LayerCall,
+    layers: Mapping[str, Any],
+    data: dict[str, NamedTensor],
+    prefix: str | None = None,
+    output: str = "output",
 ) -> NamedTensor:
     """Compute the inner network; its layers with a loss report it."""
     net = call.spec.sub(layers)

@@ -61,7 +61,9 @@ def range_in_axis(
 
 
 @register_layer("range_from_length")
-def range_from_length(call: LayerCall, *, axis: Any = "T", dtype: str = "int32", sparse: bool = False, out_spatial_dim: Any = None) -> NamedTensor:
+def range_from_length(
+    call: LayerCall, *, axis: Any = "T", dtype: str = "int32", sparse: bool = False, out_spatial_dim: Any = None
+) -> NamedTensor:
     """0, 1, 2, ... as far as the input says for every sequence."""
     del axis, sparse, out_spatial_dim
     x = call.x
@@ -198,7 +200,14 @@ def _repeated_by(call: LayerCall, x: NamedTensor, counts: NamedTensor, old: Axis
 
 @register_layer("resize")
 def resize(
-    call: LayerCall, *, factor: int, axis: Any, out_dim: Any = None, kind: str = "nn", fill_value: Any = None, fill_dropout: float = 0.0
+    call: LayerCall,
+    *,
+    factor: int,
+    axis: Any,
+    out_dim: Any = None,
+    kind: str = "nn",
+    fill_value: Any = None,
+    fill_dropout: float = 0.0,
 ) -> NamedTensor:
     """Upsample an axis: repeat every entry (`nn`), or put a value between (`fill`)."""
     del out_dim

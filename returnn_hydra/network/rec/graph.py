@@ -87,7 +87,7 @@ def make_plan(
     if not move_out:
         loop = set(names)
     else:
-        loop = {name for name in names if name in reach[name] or name == "end" and not known_length}
+        loop = {name for name in names if name in reach[name] or (name == "end" and not known_length)}
         loop |= {name for name in varies if not _movable(net.spec(name), varies, edges, known_length)}
         if searching:
             loop |= {name for name in names if net.spec(name).known.name == "choice"}
@@ -98,7 +98,7 @@ def make_plan(
 
 
 def _edges(net: Net, roots: Iterable[str], searching: bool) -> tuple[dict[str, set[str]], set[str]]:
-    """Layer to the layers that it reads (in this or the previous frame), and all that are read from the previous one."""
+    """Layer to the layers that it reads, in this or the previous frame, and all that are read from the previous one."""
     edges: dict[str, set[str]] = {}
     previous: set[str] = set()
     todo = [root for root in roots if root in net]

@@ -48,11 +48,13 @@ class InitialValues:
         if option == "var":
             call = LayerCall(scope, spec)
             size = call.feature(like).size
-            value = call.param("initial_output", (size,), 0.0)
-            return NamedTensor(value, (call.feature(like),), feature=like.feature)
+            learnt = call.param("initial_output", (size,), 0.0)
+            return NamedTensor(learnt, (call.feature(like),), feature=like.feature)
         number = NAMED.get(option, option) if option is not None else 0.0
         if not isinstance(number, (int, float)):
-            raise NetworkError(f"{spec.path}: initial_output = {option!r} is neither a number, a layer, nor {list(NAMED)}")
+            raise NetworkError(
+                f"{spec.path}: initial_output = {option!r} is neither a number, a layer, nor {list(NAMED)}"
+            )
         value = like.like(torch.full_like(like.raw, number))
         return value.like(value.raw, state=self._state(scope, spec, like))
 
@@ -64,7 +66,7 @@ class InitialValues:
             base = self.template(scope, source) if source in scope.net else self.trial().get(source)
             zeros.append(base.like(torch.zeros_like(base.raw)))
         call.__dict__["sources"] = zeros
-        from returnn_hydra.network.options import layer_options  # noqa: PLC0415
+        from returnn_hydra.network.options import layer_options
 
         result = spec.known.function(call, **layer_options(spec.options, spec.known))
         assert isinstance(result, NamedTensor)
@@ -75,8 +77,8 @@ class InitialValues:
         unit = spec.options.get("unit")
         if spec.known.name not in ("rnn_cell", "rec") or not isinstance(unit, str):
             return None
-        from returnn_hydra.network.layers.recurrent import given_state  # noqa: PLC0415
-        from returnn_hydra.network.rec.units import state_keys  # noqa: PLC0415
+        from returnn_hydra.network.layers.recurrent import given_state
+        from returnn_hydra.network.rec.units import state_keys
 
         class Keys:
             pass
@@ -89,7 +91,7 @@ class InitialValues:
         zeros = torch.zeros(batch.size, feature.size, device=self.rec.run.device)
         call = LayerCall(scope, spec)
         given: Any = given_state(call, keys, spec.options.get("initial_state"), (batch,), feature.size, zeros)  # type: ignore[arg-type]
-        parts = given or {key: zeros for key in state_keys(unit)}
+        parts = given or dict.fromkeys(state_keys(unit), zeros)
         return {key: NamedTensor(raw, (batch, feature), feature=feature) for key, raw in parts.items()}
 
     def template(self, scope: Scope, name: str) -> NamedTensor:
@@ -126,7 +128,7 @@ class InitialValues:
         size = self._feature_size(scope, spec, set())
         if size is None:
             raise NetworkError(
-                f"{spec.path}: its shape depends on its own previous frame; give 'n_out' or 'out_type', or 'initial_output'"
+                f"{spec.path}: its shape depends on its own frame before; give 'n_out', 'out_type' or 'initial_output'"
             )
         call = LayerCall(scope, spec)
         feature = call.new_feature(size) if size else feature_axis("none", 0)
@@ -177,7 +179,6 @@ class TrialScope(StepScope):
 
     def record(self, ended: NamedTensor | None, lengths: NamedTensor | None) -> Frame:
         raise AssertionError("a trial is no frame")
-
 
 
 def _has_unit(spec: LayerSpec) -> bool:

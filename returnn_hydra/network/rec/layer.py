@@ -55,7 +55,7 @@ def _frames(call: LayerCall, net: Net, axis: Any) -> tuple[NamedTensor | None, A
         if time is not None:
             return x, time
     else:
-        x = None  # type: ignore[assignment]
+        x = None
     if call.run.search and "end" in net:
         return x, None
     key = _target_key(call, net)

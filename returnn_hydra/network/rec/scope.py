@@ -104,7 +104,7 @@ class RecScope(Scope):
         key = (tuple(roots), varying, self.run.search, self.loop is None, move_out)
         if key not in self.net.memo:
             self.net.memo[key] = make_plan(self.net, roots, varying, self.run.search, self.loop is not None, move_out)
-        return self.net.memo[key]  # type: ignore[no-any-return]
+        return self.net.memo[key]
 
     def _streams(self) -> list[str]:
         return ["data:source", *[f"data:{key}" for key in self.run.data]]

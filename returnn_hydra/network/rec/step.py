@@ -101,7 +101,9 @@ class StepScope(Scope):
         if scope is self and name not in self.rec.plan.loop and name in self.net:
             return self.rec.previous_at(name, self.t)
         if name not in scope.net:
-            raise NetworkError(f"{scope.net.path}: there is no layer {name!r} (prev:{name}){nearest(name, scope.net.layers)}")
+            raise NetworkError(
+                f"{scope.net.path}: there is no layer {name!r} (prev:{name}){nearest(name, scope.net.layers)}"
+            )
         path = f"{scope.net.path}{name}"
         if self.before is None:
             return self.rec.initial(scope, name)

@@ -26,8 +26,10 @@ class Unit(Protocol):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(N, F) and the state, (N, H) each -> (N, H) and the new state."""
 
-    def sequence(self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool) -> tuple[Tensor, State | None]:
-        """(T, N, F), lengths (N,) on the CPU -> (T, N, H), zero at the padding, and the state behind the last frames."""
+    def sequence(
+        self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool
+    ) -> tuple[Tensor, State | None]:
+        """(T, N, F), lengths (N,) on the CPU -> (T, N, H), zero at the padding, and the state behind the last."""
 
 
 def zero_state(unit: Unit, rows: int, size: int, like: Tensor) -> State:
@@ -52,7 +54,7 @@ class _Stepwise:
         self, x: Tensor, lengths: Tensor, state: State | None, need_state: bool
     ) -> tuple[Tensor, State | None]:
         del need_state
-        state = state or zero_state(self, x.shape[1], self.size, x)  # type: ignore[arg-type]
+        state = state or zero_state(self, x.shape[1], self.size, x)
         outputs = []
         inside = _inside(x, lengths)
         for t in range(x.shape[0]):
@@ -71,7 +73,9 @@ class NativeLstm(_Stepwise):
     def __init__(self, call: LayerCall, size_in: int, size: int, weights_init: Any, options: dict[str, Any]) -> None:
         self.size = size
         self.weight = call.param("rec/W", (size_in, 4 * size), weights_init)
-        self.recurrent = call.param("rec/W_re", (size, 4 * size), call.options.get("recurrent_weights_init") or weights_init)
+        self.recurrent = call.param(
+            "rec/W_re", (size, 4 * size), call.options.get("recurrent_weights_init") or weights_init
+        )
         self.bias = call.param("rec/b", (4 * size,), call.options.get("bias_init") or 0.0)
         drop = options.pop("rec_weight_dropout", 0.0)
         options.pop("rec_weight_dropout_shape", None)
@@ -93,7 +97,7 @@ class NativeLstm(_Stepwise):
         weights = self._torch_weights()
         if x.is_cuda or need_state:
             return self._packed(x, lengths, state, weights)
-        # padded input reaches torch's fast CPU kernel; what comes behind the end of a sequence changes nothing before it
+        # padded input reaches torch's fast CPU kernel; what comes behind the end changes nothing before it
         h0, c0 = self._start(x, state)
         outputs = torch.lstm(x, [h0, c0], weights, True, 1, 0.0, False, False, False)[0]
         return outputs * _inside(x, lengths), None
@@ -112,16 +116,15 @@ class NativeLstm(_Stepwise):
         state = state or zero_state(self, x.shape[1], self.size, x)
         return state["h"][None].contiguous(), state["c"][None].contiguous()
 
-    def _packed(
-        self, x: Tensor, lengths: Tensor, state: State | None, weights: list[Tensor]
-    ) -> tuple[Tensor, State]:
+    def _packed(self, x: Tensor, lengths: Tensor, state: State | None, weights: list[Tensor]) -> tuple[Tensor, State]:
         packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-        h0, c0 = (part.index_select(1, packed.sorted_indices) for part in self._start(x, state))
+        order, back = packed.sorted_indices, packed.unsorted_indices
+        assert order is not None and back is not None
+        h0, c0 = (part.index_select(1, order) for part in self._start(x, state))
         weights = [weight.contiguous() for weight in weights]
         data, h, c = torch.lstm(packed.data, packed.batch_sizes, [h0, c0], weights, True, 1, 0.0, False, False)
         result = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         outputs, _ = pad_packed_sequence(result, total_length=x.shape[0])
-        back = packed.unsorted_indices
         final = {"c": c[0].index_select(0, back), "h": h[0].index_select(0, back)}
         empty = (lengths == 0).to(x.device)[:, None]
         start = state or zero_state(self, x.shape[1], self.size, x)
@@ -320,10 +323,7 @@ class LayerNormLstm(_Stepwise):
 
 Make = Callable[[LayerCall, int, int, Any, dict[str, Any]], Any]
 UNITS: dict[str, Make] = {
-    **{
-        name: NativeLstm
-        for name in ("lstm", "lstmp", "nativelstm", "nativelstm2", "nativelstmlowmem", "cudnnlstm")
-    },
+    **dict.fromkeys(("lstm", "lstmp", "nativelstm", "nativelstm2", "nativelstmlowmem", "cudnnlstm"), NativeLstm),
     # over whole sequences, current RETURNN takes its own LSTM for these; only as a cell they are TensorFlow's
     "lstmblock": NativeLstm,
     "lstmblockfused": NativeLstm,
@@ -353,7 +353,7 @@ def make_unit(call: LayerCall, name: str, size_in: int, size: int, options: dict
     if rest:
         option = next(iter(rest))
         raise call.error(f"unit {name!r}: option {option!r} = {rest[option]!r} is not supported")
-    return unit  # type: ignore[no-any-return]
+    return unit
 
 
 def state_keys(name: str) -> tuple[str, ...]:

@@ -134,7 +134,9 @@ def pad(
     return F.pad(x, flat, value=constant_values) if mode.upper() == "CONSTANT" else F.pad(x, flat, mode.lower())
 
 
-def range_(start: Any, limit: Any = None, delta: Any = 1, dtype: torch.dtype | None = None, name: str | None = None) -> Tensor:
+def range_(
+    start: Any, limit: Any = None, delta: Any = 1, dtype: torch.dtype | None = None, name: str | None = None
+) -> Tensor:
     first, last = (0, start) if limit is None else (start, limit)
     numbers = [part.item() if isinstance(part, Tensor) else part for part in (first, last, delta)]
     if dtype is None:
@@ -147,7 +149,12 @@ def _device(*values: Any) -> torch.device | None:
 
 
 def random_uniform(
-    shape: Any = (), minval: Any = 0, maxval: Any = None, dtype: torch.dtype = torch.float32, seed: Any = None, name: Any = None
+    shape: Any = (),
+    minval: Any = 0,
+    maxval: Any = None,
+    dtype: torch.dtype = torch.float32,
+    seed: Any = None,
+    name: Any = None,
 ) -> Tensor:
     """Uniform in [minval, maxval); bounds may be tensors."""
     sizes = as_sizes(shape)
@@ -160,7 +167,12 @@ def random_uniform(
 
 
 def random_normal(
-    shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: torch.dtype = torch.float32, seed: Any = None, name: Any = None
+    shape: Any,
+    mean: Any = 0.0,
+    stddev: Any = 1.0,
+    dtype: torch.dtype = torch.float32,
+    seed: Any = None,
+    name: Any = None,
 ) -> Tensor:
     return tf_tensor(torch.randn(as_sizes(shape), dtype=dtype) * stddev + mean)
 
@@ -226,7 +238,13 @@ def sequence_mask(lengths: Any, maxlen: Any = None, dtype: torch.dtype = torch.b
 
 
 def one_hot(
-    indices: Any, depth: Any, on_value: float = 1.0, off_value: float = 0.0, axis: int = -1, dtype: torch.dtype = torch.float32, name: str | None = None
+    indices: Any,
+    depth: Any,
+    on_value: float = 1.0,
+    off_value: float = 0.0,
+    axis: int = -1,
+    dtype: torch.dtype = torch.float32,
+    name: str | None = None,
 ) -> Tensor:
     index = as_tensor(indices).long()
     classes = torch.arange(int(depth), device=index.device)
@@ -239,7 +257,9 @@ def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False,
     return torch.matmul(x.mT if transpose_a else x, y.mT if transpose_b else y)
 
 
-def dropout(x: Any, keep_prob: Any = None, noise_shape: Any = None, seed: Any = None, rate: Any = None, name: Any = None) -> Tensor:
+def dropout(
+    x: Any, keep_prob: Any = None, noise_shape: Any = None, seed: Any = None, rate: Any = None, name: Any = None
+) -> Tensor:
     value = as_tensor(x)
     drop = float(rate) if rate is not None else 1.0 - float(keep_prob)
     sizes = list(value.size()) if noise_shape is None else as_sizes(noise_shape)
@@ -247,7 +267,13 @@ def dropout(x: Any, keep_prob: Any = None, noise_shape: Any = None, seed: Any = 
     return value * torch.empty(sizes, device=value.device).bernoulli_(1.0 - drop) / (1.0 - drop)
 
 
-def argmax(input: Any, axis: int | None = None, output_type: torch.dtype = torch.int64, name: Any = None, dimension: int | None = None) -> Tensor:
+def argmax(
+    input: Any,
+    axis: int | None = None,
+    output_type: torch.dtype = torch.int64,
+    name: Any = None,
+    dimension: int | None = None,
+) -> Tensor:
     return as_tensor(input).argmax(axis if axis is not None else (dimension or 0)).to(output_type)
 
 
@@ -310,7 +336,9 @@ def cumsum(x: Any, axis: int = 0, exclusive: bool = False, reverse: bool = False
     return total - value if exclusive else total
 
 
-def norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+def norm(
+    tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = False, name: str | None = None
+) -> Tensor:
     p = 2 if ord == "euclidean" else ord
     return torch.linalg.vector_norm(as_tensor(tensor), p, None if axis is None else as_sizes(axis), keepdims)
 
@@ -398,7 +426,20 @@ _MATH: dict[str, Any] = {
 _NN: dict[str, Any] = {
     **{
         name: _unary(ELEMENTWISE[name])
-        for name in ("relu", "relu6", "elu", "selu", "gelu", "swish", "silu", "tanh", "sigmoid", "softplus", "softsign", "leaky_relu")
+        for name in (
+            "relu",
+            "relu6",
+            "elu",
+            "selu",
+            "gelu",
+            "swish",
+            "silu",
+            "tanh",
+            "sigmoid",
+            "softplus",
+            "softsign",
+            "leaky_relu",
+        )
     },
     "softmax": softmax,
     "log_softmax": log_softmax,

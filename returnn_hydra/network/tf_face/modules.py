@@ -25,7 +25,9 @@ class FaceModule(types.ModuleType):
         try:
             return getattr(self.__dict__["_face"], name)
         except NetworkError as error:
-            raise NetworkError(f"this config uses {self.__name__}.{name}, which the TensorFlow face lacks: {error}") from None
+            raise NetworkError(
+                f"this config uses {self.__name__}.{name}, which the TensorFlow face lacks: {error}"
+            ) from None
 
 
 def tensorflow_modules() -> dict[str, types.ModuleType]:
@@ -50,5 +52,3 @@ def _expand(x: Any, axis: int, dim: Any, name: str | None = None) -> Any:
     sizes = list(x.shape)
     place = axis % (len(sizes) + 1)
     return x.unsqueeze(place).expand(*sizes[:place], int(dim), *sizes[place:])
-
-

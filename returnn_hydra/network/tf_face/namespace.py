@@ -34,7 +34,7 @@ def tf_namespace() -> Namespace:
         "math": Namespace("tf.math", functions.MATH),
         "random": Namespace("tf.random", functions.RANDOM),
         "linalg": Namespace("tf.linalg", {"matmul": functions.matmul, "norm": functions.norm}),
-        "debugging": Namespace("tf.debugging", {name: functions.no_op for name in ("assert_equal", "Assert")}),
+        "debugging": Namespace("tf.debugging", dict.fromkeys(("assert_equal", "Assert"), functions.no_op)),
         "name_scope": _scope,
         "variable_scope": _scope,
         "device": _scope,
