@@ -71,6 +71,21 @@ class Batching:
             raise ValueError(f"buckets={self.buckets!r}: expected pairs (longest length, sequences)")
         parse_chunking(self.chunking)
 
+    def check_streams(self, names: Sequence[str]) -> None:
+        """Every stream that an option names must be one of these, the streams with a time axis.
+
+        Raises:
+            ValueError: the option names another one.
+        """
+        known = dict.fromkeys(names)
+        chunking = parse_chunking(self.chunking) or (None, None)
+        for name in ("batch_size", "packed_batch_size", "min_seq_length", "max_seq_length", "min_chunk_size"):
+            limit = getattr(self, name)
+            if not callable(limit):
+                _by_stream(limit, known, name)
+        for part in chunking:
+            _by_stream(part, known, "chunking")
+
     def passes(self, lengths: Lengths) -> np.ndarray | None:
         """(N,) bool: sequences within `min_seq_length` and `max_seq_length`; None: no filter is set."""
         keep = None
@@ -323,7 +338,7 @@ def _values(option: Any) -> list[Any]:
     return list(option.values()) if isinstance(option, Mapping) else [option]
 
 
-def _by_stream(option: PerStream, lengths: Mapping[str, Any]) -> Mapping[str, int]:
+def _by_stream(option: PerStream, lengths: Mapping[str, Any], option_name: str = "limit") -> Mapping[str, int]:
     """One number per stream; a single number holds for all of them.
 
     Raises:
@@ -335,5 +350,6 @@ def _by_stream(option: PerStream, lengths: Mapping[str, Any]) -> Mapping[str, in
         return dict.fromkeys(lengths, option)
     for name in option:
         if name not in lengths:
-            raise ValueError(f"{dict(option)}: no stream {name!r} with a time axis (there is: {', '.join(lengths)})")
+            known = f"there is: {', '.join(lengths)}"
+            raise ValueError(f"{option_name}={dict(option)}: no stream {name!r} with a time axis ({known})")
     return option

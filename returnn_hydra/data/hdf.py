@@ -47,7 +47,7 @@ class HDFDataset(Dataset):
         Args:
             files: paths, patterns ("train.*.hdf"), or text files with one path in every line.
             cache: keep what was read in memory: `ram`; `none`; `auto`: if all is less than `cache_fraction` of the free
-                memory.
+                memory. (What the page cache of the system holds counts as free.)
             per_sequence: streams with one frame in every sequence, to be read without time axis, as one value for the
                 sequence. (Text is always read so, and what our writer wrote so.)
             allow_duplicate_tags: sequences may share a tag (outputs can then not be told apart).
@@ -91,8 +91,12 @@ class HDFDataset(Dataset):
     def _make_caches(self, shared: bool = False) -> dict[tuple[int, str], RowCache]:
         """Empty caches of all streams of numbers, if they are wanted and fit."""
         size = sum(part.num_bytes(name) for part in self._parts for name in self.streams)
-        if self.cache == "none" or (self.cache == "auto" and size > self.cache_fraction * available_memory()):
+        free = available_memory()
+        if self.cache == "none" or (self.cache == "auto" and size > self.cache_fraction * free):
             return {}
+        if size > free:
+            needed = f"{size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+            raise DataError(f"{self.files[0]} ...: cache=ram needs {needed}; cache=none reads from the disk")
         caches = {}
         for i, part in enumerate(self._parts):
             for name, spec in self.streams.items():

@@ -75,6 +75,7 @@ class Loader:
         self.check_finite = check_finite
         self.unique_seq_tags = unique_seq_tags
         check_specs(self.specs, dataset.streams)
+        self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
         self.dataset = dataset.with_streams(list(self.specs))
         if num_workers:
             self.dataset.share_memory()

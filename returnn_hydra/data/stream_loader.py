@@ -67,6 +67,7 @@ class StreamLoader:
             if getattr(self.batching, name):
                 raise ValueError(f"{name} needs all lengths, which {type(dataset).__name__} does not know")
         check_specs(self.specs, dataset.streams)
+        self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
 
     def num_batches(self, epoch: int) -> int | None:
         """Not known before the epoch has been read."""

@@ -242,6 +242,9 @@ def test_cache_is_bounded(tmp_path, monkeypatch):
     assert not HDFDataset(tmp_path / "x.hdf", cache="auto").is_cached
     assert HDFDataset(tmp_path / "x.hdf", cache="auto", cache_fraction=0.5).is_cached
     assert HDFDataset(tmp_path / "x.hdf", cache="ram").is_cached
+    monkeypatch.setattr("returnn_hydra.data.hdf.available_memory", lambda: 10_000)
+    with pytest.raises(DataError, match=r"x.hdf ...: cache=ram needs 0.0 GiB"):
+        HDFDataset(tmp_path / "x.hdf", cache="ram")
     with pytest.raises(ValueError, match="cache='disk'"):
         HDFDataset(tmp_path / "x.hdf", cache="disk")
 

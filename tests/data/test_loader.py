@@ -223,6 +223,9 @@ def test_wrong_arguments():
     for options in ({"num_workers": -1}, {"rank": 2, "world_size": 2}):
         with pytest.raises(ValueError, match=next(iter(options))):
             loader(**options)
+    for option in ("batch_size", "max_seq_length", "min_chunk_size"):
+        with pytest.raises(ValueError, match=rf"{option}=.'dta': 5.: no stream 'dta' with a time axis .there is: data"):
+            Loader(Corpus(), SPECS, None, Batching(**{option: {"dta": 5}}))
     with pytest.raises(DataError, match="'z': the data set has no such stream"):
         Loader(Corpus(), {"z": TensorSpec(dim=2)})
     with pytest.raises(ValueError, match=r"did you mean laplace:.10"):
