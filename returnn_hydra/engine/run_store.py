@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
 from returnn_hydra.engine.files import FileSystem
+from returnn_hydra.engine.init_params import InitFrom
 from returnn_hydra.engine.log import FILES
 from returnn_hydra.engine.manifest import Progress
 from returnn_hydra.engine.ranks import Ranks
@@ -55,6 +56,8 @@ class RunStore:
     every_steps: int | None = None
     every_minutes: float | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    init_from: Sequence[InitFrom] = ()
+    """Where a run that has no checkpoint yet takes parameters from; of two files with a parameter the first wins."""
     writers: Sequence[RecordWriter] = ()
     """Further files with the records of all epochs."""
     disk: FileSystem = field(default_factory=FileSystem)
@@ -91,6 +94,8 @@ class RunStore:
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         if checkpoint is None:
             self.checkpoints.check_space(trainer.model.state_dict(), None)
+            for init in reversed(self.init_from):
+                init.apply(trainer.model, self.disk)
             logger.info("Starting at epoch %d", trainer.position.epoch)
         else:
             refuse_changes(checkpoint.manifest.fingerprint, self.fingerprint, self.allow_changed)

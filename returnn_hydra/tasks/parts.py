@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
+from returnn_hydra.build import check_arguments
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
+from returnn_hydra.engine.init_params import InitFrom
 from returnn_hydra.engine.retention import Retention
 from returnn_hydra.engine.run_store import RunStore, read_records
 from returnn_hydra.engine.signals import StopRequest
@@ -115,8 +117,26 @@ def open_store(context: Context) -> RunStore:
         stop=stop,
         ranks=context.ranks,
         ask_every=values["log_every"],
+        init_from=init_from(values["init_from"]),
         writers=[lambda folder, records: write_learning_rate_file(folder / "learning_rates", records)],
     )
+
+
+def init_from(value: Any) -> list[InitFrom]:
+    """`init_from`: a file, `{file: ..., prefix: ...}`, or a list of these.
+
+    Raises:
+        ConfigError: an unknown key, or no file.
+    """
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    found = []
+    for index, entry in enumerate(entries):
+        options = {"file": entry} if isinstance(entry, str) else entry
+        if not isinstance(options, dict):
+            raise ConfigError(f"init_from[{index}]={entry!r}: expected a file, or keys such as file, prefix")
+        check_arguments(InitFrom, options, f"init_from[{index}]")
+        found.append(InitFrom(**options))
+    return found
 
 
 def fingerprint(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def run(context: Context) -> float | None:
         loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
         model = context.model()
         train_step = context.step("train_step")
+        if values["compile"]:
+            model.compile()
         if context.ranks.size > 1:
             train_step = DataParallelStep(model, train_step, context.device)
         trainer = Trainer(

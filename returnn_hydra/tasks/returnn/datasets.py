@@ -1,0 +1,144 @@
+"""The config's data sets as loaders: dataset dicts, and the options of batches that stand beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from returnn_hydra.batch import Batch, TensorSpec
+from returnn_hydra.compat.dataset_dicts import plan_dataset
+from returnn_hydra.config.errors import ConfigError, nearest
+from returnn_hydra.config.schema import DatasetConf
+from returnn_hydra.data.batching import Batching
+from returnn_hydra.data.dataset import Dataset
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.reading import BatchReader, ahead
+from returnn_hydra.data.stream_loader import StreamLoader
+from returnn_hydra.tasks.data import build_loader, build_source
+from returnn_hydra.tasks.returnn.session import Session
+
+NAMES = ("train", "dev", "eval")
+
+
+def evaluated_names(values: Mapping[str, Any]) -> list[str]:
+    """The data sets with scores after every epoch: dev, eval, and those of `eval_datasets`."""
+    return [name for name in ("dev", "eval") if values.get(name)] + list(values.get("eval_datasets") or {})
+
+
+def dataset_value(session: Session, name: str) -> Any:
+    """What the config says of a data set, by its name.
+
+    Raises:
+        ConfigError: there is no such data set.
+    """
+    values = session.values
+    found = values.get(name) if name in NAMES else (values.get("eval_datasets") or {}).get(name)
+    if not found:
+        there = [key for key in NAMES if values.get(key)] + list(values.get("eval_datasets") or {})
+        raise ConfigError(f"{name}: no such data set{nearest(name, there)} (there is: {', '.join(there) or 'none'})")
+    return found
+
+
+def dataset_conf(session: Session, name: str, value: Any) -> dict[str, Any]:
+    """The data set as an entry of our configuration.
+
+    Chunks are cut in training; RETURNN's torch engine cuts them in evaluations, too, its TensorFlow engine does not.
+    """
+    values = session.values
+    ordering = {"train": values.get("batching", "default"), "dev": "sorted", "eval": "sorted"}.get(name)
+    plan = plan_dataset(value, name, ordering)
+    session.report.notes += plan.notes
+    conf = {**dataclasses.asdict(DatasetConf()), **plan.conf()}
+    conf["batch_size"] = batch_size(values, name)
+    conf["max_seqs"] = values.get("max_seqs")
+    for key in ("min_seq_length", "max_seq_length"):
+        conf[key] = values.get(key) or None
+    if name == "train" or not session.is_network:
+        for key in ("chunking", "min_chunk_size"):
+            if values.get(key) not in (None, 0, "0"):
+                conf[key] = values[key]
+    elif session.is_network:
+        conf.update(chunking=None)
+    shuffle = values.get("online_shuffle_batches")
+    if name == "train" and shuffle:
+        conf["shuffle_batches"] = shuffle["buffer_size"] if isinstance(shuffle, Mapping) else shuffle
+    if loader_options := values.get("torch_dataloader_opts"):
+        conf["num_workers"] = max(conf["num_workers"], loader_options.get("num_workers", 0))
+    return conf
+
+
+def batch_size(values: Mapping[str, Any], name: str) -> Any:
+    """The limit of frames for a data set.
+
+    Raises:
+        ConfigError: there is neither this nor `max_seqs`.
+    """
+    special = values.get("batch_size_train" if name == "train" else "batch_size_dev")
+    found = special if special is not None else values.get("batch_size")
+    if found is None and values.get("max_seqs") is None:
+        raise ConfigError("batch_size: neither batch_size nor max_seqs is set")
+    return int(found) if isinstance(found, float) else found
+
+
+def loader(
+    session: Session, name: str, value: Any, specs: Mapping[str, TensorSpec], equal_batches: bool = False
+) -> Loader | StreamLoader:
+    """The batches of a data set, this rank's part of them.
+
+    With a plain number as `batch_size`, every stream of the data counts, also those that extern_data leaves out.
+    """
+    conf = dataset_conf(session, name, value)
+    source = build_source(session.builder, conf, name, specs)
+    counted = dict(specs)
+    if not isinstance(conf["batch_size"], Mapping) and not session.is_network:
+        counted |= {key: spec for key, spec in source.streams.items() if key not in specs and spec.has_time}
+    return build_loader(
+        session.builder,
+        {**conf, "source": source, "seq_list_filter": None},
+        name,
+        counted,
+        session.seed,
+        rank=session.ranks.rank,
+        world_size=session.ranks.size,
+        equal_batches=equal_batches,
+        pin_memory=session.device.type == "cuda",
+    )
+
+
+def forward_batches(
+    session: Session, name: str, value: Any, specs: Mapping[str, TensorSpec], epoch: int, sort: bool
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every sequence of an epoch once, as (positions 0, 1, ... in this order, batch).
+
+    Args:
+        sort: longest first, where the lengths are known; else in the data set's own order.
+    """
+    conf = dataset_conf(session, name, value)
+    conf.update(chunking=None, min_chunk_size=0, min_seq_length=None, max_seq_length=None, shuffle_batches=False)
+    if (special := session.values.get("forward_batch_size")) is not None:
+        conf["batch_size"] = special
+    source = build_source(session.builder, conf, name, specs)
+    first = 0
+    for batch in _batches(session, name, conf, source, specs, epoch, sort):
+        yield np.arange(first, first + batch.num_seqs), batch
+        first += batch.num_seqs
+
+
+def _batches(
+    session: Session, name: str, conf: Mapping[str, Any], source: Any, specs: Mapping[str, TensorSpec], epoch: int,
+    sort: bool,
+) -> Iterator[Batch]:  # fmt: skip
+    lengths = source.at_epoch(epoch).order_lengths() if isinstance(source, Dataset) else None
+    if not sort or lengths is None:
+        ready = {**conf, "source": source, "seq_list_filter": None}
+        return build_loader(session.builder, ready, name, specs, session.seed).epoch(epoch)
+    dataset = source.at_epoch(epoch)
+    indices = np.argsort(-lengths, kind="stable")
+    known = {key: dataset.seq_lengths(key) for key, spec in specs.items() if spec.has_time}
+    batching = Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
+    pieces = batching.make(indices, {key: value for key, value in known.items() if value is not None}, epoch)
+    reader = BatchReader(source, specs)
+    return ahead((reader.read((epoch, piece)) for piece in pieces), prefetch=4, pin_memory=False)

@@ -1,0 +1,128 @@
+"""One command on a RETURNN configuration: its values, and what holds while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from returnn_hydra.build import Builder
+from returnn_hydra.compat.import_hook import returnn_imports
+from returnn_hydra.compat.shim.config import global_config_ctx
+from returnn_hydra.compat.training_options import device as device_name
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.config.returnn_config import load_returnn_config
+from returnn_hydra.config.returnn_keys import KeyReport, check_keys, declared_types
+from returnn_hydra.config.returnn_values import ReturnnConfig
+from returnn_hydra.engine.device import select_device
+from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.frontend.ambient import ambient_state
+
+DEFAULT_SEED = 42
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """The checked configuration and its surroundings."""
+
+    config: ReturnnConfig
+    report: KeyReport
+    values: dict[str, Any] = field(init=False)
+    device: torch.device = field(init=False)
+    builder: Builder = field(default_factory=Builder)
+    ranks: Ranks = Ranks()
+
+    def __post_init__(self) -> None:
+        self.values = self.config.to_dict()
+        local_rank = self.ranks.local_rank if self.ranks.size > 1 else None
+        try:
+            self.device = select_device(device_name(self.values.get("device") or "auto"), local_rank)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def is_network(self) -> bool:
+        """The model is a network dict."""
+        return self.values.get("get_model") is None and any(
+            self.values.get(key) is not None for key in ("network", "get_network")
+        )
+
+    @property
+    def seed(self) -> int:
+        return self.values.get("random_seed", DEFAULT_SEED)
+
+    @property
+    def prefix(self) -> Path | None:
+        """How the checkpoints' paths begin; None: the config has no `model`, nothing is saved."""
+        model = self.values.get("model")
+        return Path(model) if model else None
+
+    @property
+    def folder(self) -> Path:
+        """Where this project puts what RETURNN does not have: scores, lock, result."""
+        assert self.prefix is not None
+        return self.prefix.with_name(self.prefix.name + ".run")
+
+    def function(self, name: str) -> Any:
+        """A function of the config.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        found = self.values.get(name)
+        if not callable(found):
+            raise ConfigError(f"{name}: task={self.values.get('task', 'train')} needs this function in the config")
+        return found
+
+    def seed_for_model(self, epoch: int, step: int) -> None:
+        """Seed all generators as RETURNN does before `get_model`, so that the first parameters are the same."""
+        seed = (epoch * 193939 + step * 19937 + self.seed * 27644437 + 479001599) % 2**31
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """`import returnn`, the global config and the frontend's defaults, for as long as the config's functions run."""
+        version = self.values.get("behavior_version")
+        with surroundings(self.config), ambient_state(behavior_version=version, options=self.values):
+            yield
+
+
+@contextlib.contextmanager
+def surroundings(config: ReturnnConfig) -> Iterator[None]:
+    """What holds while a config's files are read."""
+    with returnn_imports(), global_config_ctx(config):
+        yield
+
+
+def open_session(
+    files: Sequence[str | Path],
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    ranks: Ranks | None = None,
+) -> Session:
+    """Read the files, and check every key.
+
+    Args:
+        overrides: `++key value` of the command line.
+        values: further typed values, over those of the files.
+        strict: unknown keys are errors.
+
+    Raises:
+        ConfigError: a file or a value is wrong.
+    """
+    config = load_returnn_config(files, overrides, declared=declared_types(), active=surroundings)
+    for key, value in (values or {}).items():
+        config.set(key, value)
+    return Session(config, check_keys(config, strict), ranks=ranks or Ranks())

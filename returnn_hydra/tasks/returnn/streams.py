@@ -1,0 +1,66 @@
+"""The config's `extern_data` and `model_outputs`: as the frontend's templates, and as what the loaders read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.build import Builder
+from returnn_hydra.compat.dataset_dicts import build_node
+from returnn_hydra.compat.training_options import extern_data_node
+from returnn_hydra.compat.vocab_dicts import vocab_node
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.frontend.extern_data import SEQ_TAG, make_templates
+from returnn_hydra.frontend.tensor import Tensor
+from returnn_hydra.frontend.tensor_dict import TensorDict
+from returnn_hydra.tasks.data import build_specs
+
+
+def templates(values: Mapping[str, Any], key: str = "extern_data") -> TensorDict | None:
+    """The frontend's templates; None: the config has none.
+
+    Raises:
+        ConfigError: an entry is wrong.
+    """
+    entries = values.get(key)
+    if entries is None:
+        if key != "extern_data" or (values.get("num_outputs") is None and values.get("num_inputs") is None):
+            return None
+        entries = {name: dict(node) for name, node in extern_data_node(values).items()}
+    try:
+        return make_templates(entries, lambda options: build_node(vocab_node(options, f"{key}.vocab")), key)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def specs_of_templates(made: TensorDict) -> dict[str, TensorSpec]:
+    """What a loader must read for these templates; `seq_tag` comes by itself."""
+    return {name: spec_of_template(tensor) for name, tensor in made.items() if name != SEQ_TAG}
+
+
+def spec_of_template(tensor: Tensor) -> TensorSpec:
+    """One stream as the data has it: without batch, the time axis first."""
+    axes = [dim for dim in tensor.dims if not dim.is_batch_dim()]
+    time = next((dim for dim in axes if dim.dimension is None), None)
+    if time is not None and time is not tensor.feature_dim:
+        axes = [time, *(dim for dim in axes if dim is not time)]
+    sparse_dim = tensor.sparse_dim
+    return TensorSpec(
+        dim=sparse_dim.dimension if sparse_dim is not None else None,
+        shape=tuple(dim.dimension for dim in axes),
+        sparse=sparse_dim is not None,
+        dtype=tensor.dtype,
+        available_for_inference=tensor.available_for_inference,
+        vocab=sparse_dim.vocab if sparse_dim is not None else None,
+    )
+
+
+def network_specs(values: Mapping[str, Any], builder: Builder) -> dict[str, TensorSpec]:
+    """The streams of a network dict's config; the target is not needed for inference."""
+    nodes = extern_data_node(values)
+    names = [name for name in nodes if name != "data"]
+    target = values.get("target") or ("classes" if "classes" in nodes else names[0] if len(names) == 1 else None)
+    if isinstance(target, str) and target in nodes:
+        nodes[target].setdefault("available_for_inference", False)
+    return build_specs(builder, nodes, "extern_data")
