@@ -78,6 +78,7 @@ def test_one_target_per_sequence(model, features, classes, class_lengths):
     assert float(log_likelihood.sum()) == pytest.approx(-expected, rel=1e-5)
 
 
+@torch.no_grad()
 def test_log_likelihood_sums_the_frames(model, frame_batch):
     output = LogLikelihood()(model, frame_batch)["log_likelihood"]
     for index, length in enumerate(LENGTHS):
