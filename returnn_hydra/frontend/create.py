@@ -157,7 +157,9 @@ def range_over_merged_dims(dims: Sequence[Dim], *, dtype: str | None = None, dev
     """0, 1, ... over several static dims at once, the last one running fastest."""
     sizes = [d.get_dim_value() for d in dims]
     raw = torch.arange(int(np.prod(sizes)), dtype=torch_dtype(dtype or "int32"), device=device or get_default_device())
-    return Tensor("range", dims=list(dims), dtype=dtype or "int32", raw_tensor=raw.reshape(sizes))
+    merged = Dim(raw.numel(), name="merged")
+    dtype = dtype or "int32"
+    return Tensor("range", dims=list(dims), dtype=dtype, sparse_dim=merged, raw_tensor=raw.reshape(sizes))
 
 
 def linspace_over_dim(

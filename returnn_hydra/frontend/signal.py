@@ -48,11 +48,11 @@ def stft(
     width = extent if align_window_left else max(extent, fft_length)
     left = 0 if align_window_left else (width - window_length) // 2
     window = torch.nn.functional.pad(window, (left, max(width - window_length - left, 0)))
-    if raw.shape[-1] < width:
-        raw = torch.nn.functional.pad(raw, (0, width - raw.shape[-1]))
+    # The last frames may reach behind the end when the window stands in the middle of a longer fft.
+    raw = torch.nn.functional.pad(raw, (0, max(width - extent, width - raw.shape[-1], 0)))
     frames = raw.unfold(-1, width, frame_step) * window
     spectrum = torch.fft.rfft(frames, n=fft_length)
-    new = calc_conv_out_length(in_spatial_dim, filter_size=width, stride=frame_step, padding="valid")
+    new = calc_conv_out_length(in_spatial_dim, filter_size=extent, stride=frame_step, padding="valid")
     time = matched_dim(new, out_spatial_dim)
     frequency = out_dim or Dim(fft_length // 2 + 1, name="stft-freq")
     spectrum = spectrum.narrow(-2, 0, min(time.get_dim_value(), spectrum.shape[-2]))

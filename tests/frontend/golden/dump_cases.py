@@ -14,12 +14,23 @@ from pathlib import Path
 import numpy as np
 
 CASES = Path(__file__).with_name("rf_cases.py.txt")
+MORE = Path(__file__).with_name("more_cases.py.txt")
 
 
 def load_cases():
-    """The module with the cases, as it is."""
-    loader = importlib.machinery.SourceFileLoader("rf_cases", str(CASES))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("rf_cases", loader))
+    """The module with the cases, as it is; our further cases have registered there, too."""
+    module = _load("rf_cases", CASES)
+    sys.modules["rf_cases"] = module
+    try:
+        _load("more_cases", MORE)
+    finally:
+        del sys.modules["rf_cases"]
+    return module
+
+
+def _load(name, path):
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
     loader.exec_module(module)
     return module
 
