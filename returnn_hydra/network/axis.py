@@ -6,6 +6,7 @@ Legend: B sequences. Sizes are plain ints; the lengths of the sequences stay on 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Axis:
         self.kind = kind
         self.lengths = lengths
         self.over = tuple(over)
-        self.choice: object | None = None  # beam axes: the search step that made it
+        self.choice: Any = None  # beam axes: the search step that made it
         self._derived: dict[Hashable, Axis] = {}
         self._masks: dict[torch.device, Tensor] = {}
 

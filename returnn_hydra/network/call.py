@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from returnn_hydra.network.scope import Scope
 
 
+LOSSES_WITHOUT_TARGET = ("as_is", "search_score", "via_layer")
+
+
 class LayerCall:
     """One computation of one layer."""
 
@@ -114,11 +117,17 @@ class LayerCall:
         out_type = self.options.get("out_type")
         if isinstance(out_type, Mapping) and isinstance(out_type.get("dim"), int):
             return int(out_type["dim"])
-        if self.options.get("loss") or self.options.get("target"):
+        if self.needs_target or self.options.get("target"):
             dim = self.scope.target_spec(self.default_target())[0]
             if dim is not None:
                 return dim + 1 if self.options.get("loss") == "ctc" else dim
         return None
+
+    @property
+    def needs_target(self) -> bool:
+        """Is there a loss that compares with a target?"""
+        loss = self.options.get("loss")
+        return loss is not None and loss not in LOSSES_WITHOUT_TARGET
 
     def default_target(self) -> str:
         target = self.options.get("target")

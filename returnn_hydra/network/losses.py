@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from torch.nn import functional as F
 from returnn_hydra.batch import Loss
 from returnn_hydra.network.activations import safe_log
 from returnn_hydra.network.axis import BATCH, Axis
+from returnn_hydra.network.call import LOSSES_WITHOUT_TARGET, LayerCall
 from returnn_hydra.network.ctc import ctc_decode, ctc_neg_log_prob, ctc_viterbi_neg_log_prob
 from returnn_hydra.network.errors import NetworkError, nearest
 from returnn_hydra.network.named_tensor import NamedTensor, unify
 from returnn_hydra.nn.labels import edit_distances
-
-if TYPE_CHECKING:
-    from returnn_hydra.network.call import LayerCall
 
 COMMON = (
     "scale",
@@ -95,9 +93,7 @@ def compute_loss(call: LayerCall, output: NamedTensor, name: Any, options: dict[
     for option in options:
         if option not in known:
             raise call.error(f"loss {name!r} has no option {option!r}{nearest(option, (*known, *COMMON))}")
-    target = None
-    if name not in ("as_is", "search_score", "via_layer"):
-        target = call.scope.target(call.default_target())
+    target = None if name in LOSSES_WITHOUT_TARGET else call.scope.target(call.default_target())
     return function(LossInput(call, output, target), **options)
 
 
@@ -106,7 +102,8 @@ def report_loss(call: LayerCall, output: NamedTensor) -> None:
     options = dict(call.options.get("loss_opts") or {})
     common = {key: options.pop(key) for key in COMMON if key in options}
     if call.run.building:
-        call.n_out  # noqa: B018  (the target must be known)
+        if call.needs_target:
+            call.scope.target_spec(call.default_target())  # a wrong name shows now
         return
     name = call.options["loss"]
     result = compute_loss(call, output, name, options)
@@ -154,7 +151,10 @@ def _weights(tensor: NamedTensor, axes: Sequence[Axis]) -> Tensor:
 
 def sum_frames(values: NamedTensor) -> Tensor:
     """Sum over all real positions."""
-    return torch.where(_weights(values, values.axes) > 0, values.raw.float(), 0.0).sum()
+    raw = values.raw if values.raw.dtype == torch.float64 else values.raw.float()
+    return torch.where(
+        _weights(values, values.axes) > 0, raw, torch.zeros((), dtype=raw.dtype, device=raw.device)
+    ).sum()
 
 
 def _paired(data: LossInput) -> tuple[NamedTensor, NamedTensor]:

@@ -16,7 +16,7 @@ from returnn_hydra.network.named_tensor import NamedTensor, broadcast
 from returnn_hydra.network.registry import register_layer
 
 
-@register_layer("masked_computation", refs=("mask", "masked_from", "in_spatial_dim"), sequential=True)
+@register_layer("masked_computation", refs=("mask", "masked_from", "in_spatial_dim"))
 def masked_computation(
     call: LayerCall,
     *,

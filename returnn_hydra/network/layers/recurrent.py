@@ -273,7 +273,7 @@ def rnn_cell(
     return unit_step(call, call.x, unit, unit_opts, call.need_n_out(), initial_state, init)
 
 
-@register_layer("get_last_hidden_state", concat=False, framewise=True)
+@register_layer("get_last_hidden_state", concat=False)
 def get_last_hidden_state(call: LayerCall, *, combine: str = "concat", key: Any = "*") -> NamedTensor:
     """The state behind the last frame: "c", "h", or all parts joined."""
     found = [_state_of(call, source, key) for source in call.sources]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from returnn_hydra.network.axis import feature_axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.named_tensor import NamedTensor
@@ -124,17 +123,19 @@ class InitialValues:
         return TrialScope(self)
 
     def fallback(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
-        """Zeros with only a feature axis, for a layer whose shape depends on itself."""
+        """Zeros with only a feature axis (or none), for a layer whose shape depends on itself."""
         size = self._feature_size(scope, spec, set())
         if size is None:
             raise NetworkError(
                 f"{spec.path}: its shape depends on its own frame before; give 'n_out', 'out_type' or 'initial_output'"
             )
-        call = LayerCall(scope, spec)
-        feature = call.new_feature(size) if size else feature_axis("none", 0)
+        if size == 0:  # one number
+            return NamedTensor(torch.zeros((), device=self.rec.run.device), ())
+        feature = LayerCall(scope, spec).new_feature(size)
         return NamedTensor(torch.zeros(size, device=self.rec.run.device), (feature,), feature=feature)
 
     def _feature_size(self, scope: Scope, spec: LayerSpec, seen: set[str]) -> int | None:
+        """Number of features as far as the options and the other sources tell; 0: none."""
         call = LayerCall(scope, spec)
         if spec.known.name != "choice" and call.n_out is not None:
             return call.n_out
@@ -147,10 +148,10 @@ class InitialValues:
             if name in scope.net:
                 sizes.append(self._feature_size(scope, scope.net.spec(name), seen))
             elif not str(source).startswith("prev:"):
-                sizes.append(scope.get(source).dim)
+                sizes.append(scope.get(source).dim or 0)
         known = [size for size in sizes if size]
         if not known:
-            return None
+            return 0 if 0 in sizes or not sizes else None
         return sum(known) if spec.known.concat and len(sizes) == len(known) else max(known)
 
 
