@@ -1,0 +1,69 @@
+"""forward, compute_priors and search on a network dict, with the files of RETURNN's TensorFlow engine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.callbacks.hdf import HDF
+from returnn_hydra.callbacks.priors import Priors
+from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.engine.callback import ForwardCallback
+from returnn_hydra.engine.forwarder import forward
+from returnn_hydra.tasks.returnn.datasets import forward_batches
+from returnn_hydra.tasks.returnn.forwarding import loaded_model, named_data
+from returnn_hydra.tasks.returnn.network_dict import NetworkDict
+from returnn_hydra.tasks.returnn.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def network_forward(session: Session, recipe: NetworkDict) -> int:
+    """Write a layer's output for every sequence of `forward_data` (default eval) as HDF."""
+    values = session.values
+    name, value = named_data(session, "forward_data")
+    model, start = loaded_model(session, recipe)
+    file = values.get("output_file") or f"dump-fwd-epoch-{start.epoch}.hdf"
+    if Path(file).exists():
+        if not values.get("forward_override_hdf_output"):
+            raise ConfigError(f"output_file={file}: the file exists; forward_override_hdf_output=True replaces it")
+        Path(file).unlink()
+    callback = HDF(Path(file).parent, name, {}, file=file)
+    return _forward(session, recipe, name, value, model, recipe.forward_step(start.epoch, start.step), callback, start)
+
+
+def network_priors(session: Session, recipe: NetworkDict) -> int:
+    """The log of the mean posteriors over the training data, as text."""
+    file = session.values.get("output_file")
+    if not file:
+        raise ConfigError("output_file: task=compute_priors needs it")
+    name, value = (
+        named_data(session, "forward_data") if session.values.get("forward_data") else named_data_of_train(session)
+    )
+    model, start = loaded_model(session, recipe)
+    callback = Priors(Path(file).parent, name, file=file)
+    return _forward(session, recipe, name, value, model, recipe.forward_step(start.epoch, start.step), callback, start)
+
+
+def named_data_of_train(session: Session) -> tuple[str, Any]:
+    if not session.values.get("train"):
+        raise ConfigError("train: task=compute_priors needs the training data")
+    return "train", session.values["train"]
+
+
+def _forward(
+    session: Session, recipe: NetworkDict, name: str, value: Any, model: Any, step: Any, callback: ForwardCallback,
+    start: Any,
+) -> int:  # fmt: skip
+    """All sequences in the data set's own order."""
+    specs: dict[str, TensorSpec] = {key: spec for key, spec in recipe.specs.items() if spec.available_for_inference}
+    batches = forward_batches(session, name, value, specs, start.epoch, sort=False)
+    count = forward(model, step, batches, callback, session.device, {})
+    logger.info("Forwarded %d sequences of '%s'", count, name)
+    return count
+
+
+def network_search(session: Session, recipe: NetworkDict) -> int:
+    raise ConfigError("task=search: not supported for network dicts; use task=forward with a 'decide' layer")

@@ -1,0 +1,43 @@
+"""What differs between configs with functions (`get_model`, `train_step`) and those with a network dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.engine.scores import Score
+
+
+class Recipe(Protocol):
+    """A model and its steps, made by a config."""
+
+    specs: dict[str, TensorSpec]
+    """The streams that training needs."""
+
+    def model(self, epoch: int, step: int) -> nn.Module:
+        """The model with its first parameters, on the session's device."""
+
+    def train_step(self) -> Any:
+        """(model, batch) -> losses."""
+
+    def set_progress(self, train_step: Any, model: nn.Module, epoch: int, step: int) -> None:
+        """Tell the model or the step how far the training is, before it goes on."""
+
+    def optimizer(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        """The config's optimizer over the model's parameters."""
+
+    def forward_step(self, epoch: int, step: int) -> Any:
+        """(model, batch) -> outputs."""
+
+    def score_keys(self, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+        """The scores of an epoch, by data set and loss, under the keys of the learning-rate file."""
+
+    def split_key(self, key: str, datasets: Sequence[str]) -> tuple[str, str] | None:
+        """The other way: data set and loss of a learning-rate file's key; None: it is no score of these data sets."""
+
+    def choose_score(self, names: Sequence[str]) -> str | None:
+        """The one of our names (`dev/ce`) that decides the learning rate."""
