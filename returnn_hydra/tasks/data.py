@@ -13,6 +13,7 @@ from returnn_hydra.data.dataset import Dataset
 from returnn_hydra.data.filter import FilterDataset
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
+from returnn_hydra.data.postprocessing import DatasetStream
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.data.streaming import StreamingDataset
 
@@ -67,6 +68,11 @@ def build_source(
     return source
 
 
+def knows_lengths(source: Dataset, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether batches can be made ahead: every used stream with a time axis knows its lengths without being read."""
+    return all(source.seq_lengths(name) is not None for name, spec in specs.items() if spec.has_time)
+
+
 def build_loader(
     builder: Builder,
     conf: Mapping[str, Any],
@@ -101,9 +107,13 @@ def build_loader(
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     options = {**surroundings, "num_workers": conf["num_workers"], "check_finite": conf["check_finite"]}
+    if getattr(source, "is_rank_part", False):  # the files were dealt to the ranks already
+        options |= {"rank": 0, "world_size": 1}
     if isinstance(source, Dataset):
-        return Loader(source, specs, order, batching, **options)
-    if conf["seq_ordering"] != "default" or conf["partition_epoch"] > 1 or conf["repeat_epoch"] > 1:
+        if knows_lengths(source, specs):
+            return Loader(source, specs, order, batching, **options)
+        source = DatasetStream(source, order)
+    elif conf["seq_ordering"] != "default" or conf["partition_epoch"] > 1 or conf["repeat_epoch"] > 1:
         raise ConfigError(f"{path}.seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
     options.pop("equal_batches", None)
     return StreamLoader(source, specs, batching, **options)
