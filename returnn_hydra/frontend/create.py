@@ -165,10 +165,10 @@ def range_over_merged_dims(dims: Sequence[Dim], *, dtype: str | None = None, dev
 def linspace_over_dim(
     dim: Dim, start: Any = 0.0, end: Any = 1.0, *, dtype: str | None = None, device: str | None = None
 ) -> Tensor:
-    """Evenly spaced values from start to end (included) along a dim."""
+    """Evenly spaced values from start on along a dim; `end` would be the next one."""
     steps = range_over_dim(dim, dtype=dtype or get_default_float_dtype(), device=device)
     size = dim.get_dim_value()
-    return steps * ((end - start) / max(size - 1, 1)) + start
+    return steps * ((end - start) / max(size, 1)) + start
 
 
 def sequence_mask(dims: Dim | Sequence[Dim], *, device: str | None = None, like: Any = None) -> Tensor:

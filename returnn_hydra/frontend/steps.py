@@ -9,6 +9,7 @@ one with
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,13 +31,19 @@ from returnn_hydra.frontend.tensor import Tensor, dtype_name
 from returnn_hydra.frontend.tensor_dict import TensorDict
 
 
-def call_with_wanted(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
+def call_with_wanted(function: Callable[..., Any], available: Mapping[str, Any], *, first: Any = None) -> Any:
     """Call a function with those of these arguments that its signature names; with all if it has `**kwargs`.
+
+    Args:
+        first: given to the first positional parameter, if that has none of these names.
 
     Raises:
         TypeError: it needs an argument that there is none of; lists those there are.
     """
     parameters = inspect.signature(function).parameters
+    leading = next((p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)), None)
+    if first is not None and leading is not None and leading.name not in available:
+        return call_with_wanted(functools.partial(function, first), available)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         wanted = dict(available)
     else:
@@ -49,8 +56,7 @@ def call_with_wanted(function: Callable[..., Any], available: Mapping[str, Any])
     if unknown:
         name = getattr(function, "__qualname__", repr(function))
         raise TypeError(f"{name}: there is nothing to pass as {unknown}; it can ask for {sorted(available)}")
-    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
-    return function(*(available[n] for n in positional), **{k: v for k, v in wanted.items() if k not in positional})
+    return function(**wanted)
 
 
 def user_model(model: nn.Module) -> Any:
@@ -292,7 +298,7 @@ class HookCallback:
         assert self._model is not None
         self.run_ctx.device = _device(self._model)
         with ambient_state(run_ctx=self.run_ctx, device=self.run_ctx.device):
-            call_with_wanted(hook, {"run_ctx": self.run_ctx, "model": user_model(self._model)})
+            call_with_wanted(hook, {"run_ctx": self.run_ctx, "model": user_model(self._model)}, first=self.run_ctx)
 
     def init(self, model: nn.Module) -> None:
         """Before the first batch."""
