@@ -101,6 +101,7 @@ def test_posteriors(model, frame_batch):
     assert by_sequence.lengths is None
 
 
+@torch.no_grad()
 def test_label_smoothing_only_in_training(model, frame_batch):
     plain, smoothed = CrossEntropy(), CrossEntropy(label_smoothing=0.2)
     assert float(plain(model, frame_batch)["ce"].sum) == float(smoothed(model, frame_batch)["ce"].sum)
