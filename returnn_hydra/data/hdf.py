@@ -132,7 +132,7 @@ class HDFDataset(Dataset):
     def seq_tags(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         if self._tags is None:
             self._tags = self._read_tags()
-        return [decode_tag(tag) for tag in self._tags[np.asarray(indices, np.int64)].tolist()]
+        return [tag.decode("utf-8", "replace") for tag in self._tags[np.asarray(indices, np.int64)].tolist()]
 
     def _read_tags(self) -> np.ndarray:
         tags = np.concatenate([part.read_tags() for part in self._parts])
@@ -156,9 +156,12 @@ class HDFDataset(Dataset):
     def read(self, indices: Sequence[int] | np.ndarray) -> Examples:
         wanted = np.asarray(indices, np.int64)
         tags = self.seq_tags(wanted)
+        names = self.streams if self.read_streams is None else self.read_streams
+        if len(self._parts) == 1:
+            return Examples(tags, {name: self._read_stream(0, name, wanted) for name in names})
         files = np.searchsorted(self._bounds, wanted, "right") - 1
         streams = {}
-        for name in self.streams if self.read_streams is None else self.read_streams:
+        for name in names:
             arrays: list[Any] = [None] * len(wanted)
             for file in np.unique(files).tolist():
                 positions = np.nonzero(files == file)[0]
@@ -170,6 +173,8 @@ class HDFDataset(Dataset):
 
     def _read_stream(self, file: int, name: str, indices: np.ndarray) -> list[np.ndarray]:
         """These sequences of one file."""
+        if not len(indices):
+            return []
         starts, lengths = self._starts[name][indices].tolist(), self._lengths[name][indices].tolist()
         where = f", stream {name!r}, {len(indices)} sequences from {self.seq_tags(indices[:1])[0]!r} on"
         with damage_as_error(self._parts[file].path, where):

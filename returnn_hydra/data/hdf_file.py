@@ -123,7 +123,8 @@ class HDFFile:
         """(N,) tags as UTF-8 bytes (one compact array, which processes can share)."""
         with damage_as_error(self.path), open_hdf(self.path) as file:
             tags = member(file, "seqTags", self.path)[...]
-        return np.array(tags.tolist(), dtype=np.bytes_) if len(tags) else np.zeros(0, "S1")
+        names = [tag.split(b"\0")[0] if b"\0" in tag else tag for tag in tags.tolist()]
+        return np.array(names, dtype=np.bytes_) if names else np.zeros(0, "S1")
 
 
 @contextlib.contextmanager

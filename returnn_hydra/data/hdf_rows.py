@@ -38,6 +38,8 @@ class RowCache:
         self.block_rows = max(BLOCK_BYTES // (row_bytes * chunk_rows), 1) * chunk_rows
         self.num_rows = num_rows
         shape = (num_rows, *row_shape)
+        self.complete = False
+        """All blocks are there."""
         self.block_bytes = self.block_rows * row_bytes
         self._memory = _zeros(num_rows * row_bytes, shared)
         self.rows = np.frombuffer(self._memory, dtype, int(np.prod(shape))).reshape(shape)
@@ -50,6 +52,8 @@ class RowCache:
 
     def get(self, source: Source, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop-1, as a view of the cache."""
+        if self.complete:
+            return self.rows[start:stop]
         first, last = start // self.block_rows, (stop - 1) // self.block_rows
         for block in range(first, last + 1):
             if not self.loaded[block]:
@@ -96,6 +100,7 @@ class Source:
         if self.raw is not None:
             self.raw.check()
         if cache is not None and cache.is_mine():
+            cache.complete = cache.complete or bool(cache.loaded.all())
             return [
                 cache.get(self, start, start + length) if length else cache.rows[:0]
                 for start, length in zip(starts, lengths, strict=True)

@@ -14,6 +14,7 @@ from returnn_hydra.data.batches import Batches
 from returnn_hydra.data.batching import Batching
 from returnn_hydra.data.collate import check_specs
 from returnn_hydra.data.dataset import DataError, Dataset
+from returnn_hydra.data.memory import keep_freed_memory
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.data.reading import BatchReader, WorkList, ahead, read_in_workers
 
@@ -76,6 +77,7 @@ class Loader:
         self.unique_seq_tags = unique_seq_tags
         check_specs(self.specs, dataset.streams)
         self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
+        keep_freed_memory()
         self.dataset = dataset.with_streams(list(self.specs))
         if num_workers:
             self.dataset.share_memory()
