@@ -77,6 +77,8 @@ class Config:
     overrides: str | None = None
     allow_targets: list[str] = field(default_factory=list)
     outputs: str = "outputs"
+    data_folder: str = "data"
+    """Where the scripts/prepare_*.py put the files of the recipes."""
 
     device: str = "auto"
     seed: int = 1
@@ -109,6 +111,7 @@ class Config:
     num_epochs: int = 5
     load_epoch: Any = "last"
     init_from: Any = None
+    replay_file: str | None = None
     loss_normalization: str = "mean"
     grad_accum_steps: int = 1
     max_grad_norm: float | None = None

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Make the files of the AN4 recipes out of the corpus as it is distributed.
+
+    python scripts/prepare_an4.py PATH/TO/an4 data/an4
+
+The corpus (CMU, 1991; http://www.speech.cs.cmu.edu/databases/an4/) has `etc/an4_train.fileids`,
+`etc/an4_train.transcription` and `wav/<id>` with the ending .flac, .sph or .wav. Written are
+
+    train.hdf, train.speed0.9.hdf, train.speed1.1.hdf   848 utterances, and the same ones played slower and faster
+    dev.hdf                                             the first 100 utterances of an4_train.fileids
+    test.hdf                                            the official test part (an4_test.*), if it is there
+    vocab.txt                                           the characters, one per line
+    train.txt, dev.txt, test.txt                        the transcriptions
+    lm.char.arpa, lm.word.arpa, lexicon.txt             Kneser-Ney models and spelled words, of train.txt alone
+
+The features are 80 log-mel energies every 10 ms, without their mean over the utterance, in units of FEATURE_SCALE.
+Everything that is written is a function of the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.data.audio_file import read_audio
+from returnn_hydra.data.features import AudioFeatures
+from returnn_hydra.data.hdf_writer import HDFWriter
+from returnn_hydra.data.perturb import change_speed
+from returnn_hydra.data.vocab import CharacterVocabulary
+from returnn_hydra.search.ngram import SPACE
+from returnn_hydra.search.ngram_estimate import estimate_ngrams, write_arpa
+
+NUM_DEV = 100
+"""Utterances of the dev set, as in ESPnet's recipe."""
+SAMPLE_RATE = 16_000
+NUM_MELS = 80
+FEATURE_SCALE = 2.5
+"""About the standard deviation of the log-mel energies."""
+SPEEDS = (1.0, 0.9, 1.1)
+CHAR_ORDER, WORD_ORDER = 8, 3
+ENDINGS = (".flac", ".sph", ".wav")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An utterance of the corpus; `tag` is its name in the transcriptions."""
+
+    tag: str
+    file: Path
+    text: str
+
+
+def read_part(corpus: Path, part: str) -> list[Utterance]:
+    """The utterances of `train` or `test`, in the order of the fileids.
+
+    Raises:
+        ValueError: lists that don't fit together, a line that can't be read, or an audio file that is missing.
+    """
+    ids = (corpus / "etc" / f"an4_{part}.fileids").read_text().split()
+    list_file = corpus / "etc" / f"an4_{part}.transcription"
+    lines = list_file.read_text().splitlines()
+    if len(ids) != len(lines):
+        raise ValueError(f"{list_file}: {len(lines)} lines, but there are {len(ids)} fileids")
+    return [_utterance(corpus, name, line, list_file) for name, line in zip(ids, lines, strict=True)]
+
+
+def _utterance(corpus: Path, name: str, line: str, list_file: Path) -> Utterance:
+    found = re.fullmatch(r"(?:<s>)?(.*?)(?:</s>)?\s*\((\S+)\)\s*", line)
+    tag = name.rsplit("/", 1)[-1]
+    if found is None or found.group(2) != tag:
+        raise ValueError(f"{list_file}: expected `<s> WORDS </s> ({tag})`, got {line!r}")
+    files = [corpus / "wav" / (name + ending) for ending in ENDINGS]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"no audio file {files[0]}, nor with {' or '.join(ENDINGS[1:])}")
+    return Utterance(tag, file, " ".join(found.group(1).split()))
+
+
+def write_features(path: Path, utterances: Sequence[Utterance], vocab: CharacterVocabulary, speed: float = 1.0) -> None:
+    """An HDF file with the streams `data` (T, 80) and `classes`, the characters."""
+    extract = AudioFeatures(
+        features="log_mel_filterbank",
+        num_feature_filters=NUM_MELS,
+        norm_mean="per_seq",
+        norm_std_dev=FEATURE_SCALE,
+        sample_rate=SAMPLE_RATE,
+    )
+    specs = {"data": extract.spec, "classes": TensorSpec(vocab=vocab)}
+    with HDFWriter(path, specs, overwrite=True) as writer:
+        for utterance in utterances:
+            audio, rate = read_audio(utterance.file, str(utterance.file))
+            tag = utterance.tag if speed == 1.0 else f"{utterance.tag}-speed{speed}"
+            features = extract(change_speed(audio, speed), rate, seq_tag=tag)
+            writer.write(tag, {"data": features, "classes": vocab.encode(utterance.text)})
+
+
+def write_text(target: Path, part: str, utterances: Sequence[Utterance]) -> None:
+    (target / f"{part}.txt").write_text("".join(f"{utterance.text}\n" for utterance in utterances))
+
+
+def write_language_models(target: Path, texts: Sequence[str]) -> None:
+    """N-gram models over characters (white space is <space>) and words, and how the words are spelled."""
+    characters = [[char if char.strip() else SPACE for char in text] for text in texts]
+    write_arpa(estimate_ngrams(characters, CHAR_ORDER), target / "lm.char.arpa")
+    write_arpa(estimate_ngrams([text.split() for text in texts], WORD_ORDER), target / "lm.word.arpa")
+    words = sorted({word for text in texts for word in text.split()})
+    (target / "lexicon.txt").write_text("".join(f"{word} {' '.join(word)}\n" for word in words))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="the folder with etc/ and wav/")
+    parser.add_argument("target", type=Path, help="folder to write to")
+    arguments = parser.parse_args()
+    corpus, target = arguments.corpus, arguments.target
+    target.mkdir(parents=True, exist_ok=True)
+    official = read_part(corpus, "train")
+    parts = {"train": official[NUM_DEV:], "dev": official[:NUM_DEV]}
+    if (corpus / "etc" / "an4_test.fileids").is_file():
+        parts["test"] = read_part(corpus, "test")
+    train_texts = [utterance.text for utterance in parts["train"]]
+    labels = sorted(set("".join(train_texts)))
+    (target / "vocab.txt").write_text("".join(f"{label}\n" for label in labels))
+    vocab = CharacterVocabulary(labels=labels)
+    for part, utterances in parts.items():
+        write_text(target, part, utterances)
+        for speed in SPEEDS if part == "train" else SPEEDS[:1]:
+            name = f"{part}.hdf" if speed == 1.0 else f"{part}.speed{speed}.hdf"
+            write_features(target / name, utterances, vocab, speed)
+            print(f"{name}: {len(utterances)} utterances", flush=True)
+    write_language_models(target, train_texts)
+
+
+if __name__ == "__main__":
+    main()
