@@ -73,6 +73,8 @@ class NetworkModel(nn.Module):
         target: default target of losses.
         behavior_version: only for what a config of that version leaves open (defaults of batch_norm, conv).
         options: what functions of the config may ask for by `network.get_config()`.
+        layers: compute these, too, besides those that the dict itself asks for (forward or search output layers).
+        search: also make the parameters of layers that only a search needs (language models to combine with).
         epoch: that the network was made for.
 
     Raises:
@@ -88,6 +90,8 @@ class NetworkModel(nn.Module):
         behavior_version: int = 0,
         options: Mapping[str, Any] | None = None,
         optimize_move_layers_out: bool = True,
+        layers: Iterable[str] = (),
+        search: bool = False,
         epoch: int = 1,
     ) -> None:
         super().__init__()
@@ -95,6 +99,8 @@ class NetworkModel(nn.Module):
             key: spec if isinstance(spec, TensorSpec) else TensorSpec(**spec) for key, spec in extern_data.items()
         }
         self.net = Net(network)
+        self.extra_layers = list(layers)
+        self.for_search = search
         self.epoch = epoch
         self.step = 0
         self.user = {
@@ -201,9 +207,9 @@ class NetworkModel(nn.Module):
 
     def _build_with(self, batch: Batch) -> None:
         with torch.no_grad():
-            self._compute(self._run_state(batch, search=False, with_losses=True, building=True))
-            if any(options.get("only_on_search") for options in self.net.layers.values()):
-                self._compute(self._run_state(batch, search=True, with_losses=False, building=True))
+            self._compute(self._run_state(batch, search=False, with_losses=True, building=True), self.extra_layers)
+            if self.for_search:
+                self._compute(self._run_state(batch, search=True, with_losses=False, building=True), self.extra_layers)
 
     def preloads(self) -> dict[str, Any]:
         """`load_on_init` of sub-networks: prefix of the parameters' names to the option, for who loads checkpoints."""

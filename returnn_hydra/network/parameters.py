@@ -48,7 +48,10 @@ class ParameterStore:
         found = self.find(path)
         if found is None:
             if self.frozen:
-                raise NetworkError(f"{layer}: parameter {name!r} did not come up when the network was built")
+                raise NetworkError(
+                    f"{layer}: parameter {name!r} did not come up when the network was built; name the layer in "
+                    "NetworkModel(layers=...), or set is_output_layer"
+                )
             values = initial_values(init, shape, path)
             if buffer:
                 self.module.register_buffer(torch_name(path), values)

@@ -250,3 +250,19 @@ def test_inner_layers_from_outside() -> None:
     result = model(batch())
     assert result.outputs["seen"].time_axis is result.outputs["output"].time_axis
     assert result.outputs["seen"].time_axis.lengths.tolist() == [5, 3]
+
+
+def test_layers_that_only_a_search_needs() -> None:
+    """A language model that is combined with the decoder's scores."""
+    net = decoder()
+    net["output"]["unit"] |= {
+        "lm": layer("rnn_cell", "e", unit="LSTMBlock", n_out=3),
+        "lm_p": layer("softmax", "lm", target="classes"),
+        "both": layer("eval", ["p", "lm_p"], eval="safe_log(source(0)) + 0.5 * safe_log(source(1))"),
+    }
+    net["output"]["unit"]["output"] |= {"from": "both", "input_type": "log_prob"}
+    specs = {**SPECS, "classes": TensorSpec(dim=5, sparse=True)}
+    assert "output/rec/lm_p/W" not in NetworkModel(net, specs).tf_parameters()
+    model = NetworkModel(net, specs, search=True, layers=["decision"])
+    assert "output/rec/lm_p/W" in model.tf_parameters()
+    model.eval()(batch(), search=True, with_losses=False, layers=["decision"])

@@ -25,7 +25,7 @@ def pick(
     after = [a for a in x.axes[place + 1 :] if a not in common]
     own = [a for a in position.axes if a not in common]
     index = position.expanded([*common, *own]).long()
-    if clip:
+    if clip or call.run.building:  # made-up positions may lie outside
         index = _clipped(index, axis, common, own)
     values = x.expanded([*common, axis, *before, *after])
     flat = index.reshape(*[a.size for a in common], -1)
@@ -90,8 +90,11 @@ def scatter_nd(
     keep = torch.ones(sizes, dtype=torch.bool, device=source.device)
     if matched.is_dynamic:
         keep = template.mask(matched).to_axes([*rest, matched]).expand(sizes)
-    if filter_invalid_indices:
-        keep = keep & (index >= 0) & (index < target.size)
+    inside = (index >= 0) & (index < target.size)
+    if filter_invalid_indices or call.run.building:
+        keep = keep & inside
+    elif bool((keep & ~inside).any()):
+        raise call.error(f"positions outside of {target}; set filter_invalid_indices")
     source = torch.where(keep, source, torch.zeros((), dtype=source.dtype, device=source.device))
     out = source.new_zeros(*sizes[:-1], target.size)
     raw = out.scatter_add(-1, torch.where(keep, index, 0).expand(sizes), source.expand(sizes))
