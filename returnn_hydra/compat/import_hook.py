@@ -114,7 +114,11 @@ class _Facade(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         target = self.__dict__["_target"]
-        if name.startswith("__") and name.endswith("__"):
+        if (
+            name.startswith("__")
+            and name.endswith("__")
+            and name not in ("__version__", "__long_version__", "__file__")
+        ):
             raise AttributeError(name)
         if hasattr(target, name):
             return getattr(target, name)

@@ -104,7 +104,7 @@ from returnn_hydra.frontend.create import (
     zeros_like,
 )
 from returnn_hydra.frontend.ctc import ctc_best_path
-from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.dim import Dim, dim_match_priority_when_needed
 from returnn_hydra.frontend.elementwise import (
     abs,
     add,
@@ -361,6 +361,7 @@ __all__ = [
     "ctc_loss",
     "cum_concat_step",
     "cumsum",
+    "dim_match_priority_when_needed",
     "dot",
     "dot_attention",
     "dropout",

@@ -508,6 +508,14 @@ single_step_dim = Dim(None, name="single-step", special=True)
 """Passed as axis: one step at a time, with a state."""
 
 
+def dim_match_priority_when_needed(dim: Dim, *other_dims: Dim) -> Dim:
+    """The dim itself; if it is among the others, a copy with a higher match priority, to tell both apart."""
+    highest = max(
+        (d.match_priority for d in other_dims if d.copy(match_priority=0) == dim.copy(match_priority=0)), default=-1
+    )
+    return dim if highest < dim.match_priority else dim.copy(match_priority=highest + 1)
+
+
 def FeatureDim(description: str, dimension: int | None, **options: Any) -> Dim:
     """A feature axis."""
     return Dim(dimension, name=description, kind=Dim.Types.Feature, **options)

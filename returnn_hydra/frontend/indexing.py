@@ -43,6 +43,7 @@ def gather(source: Tensor, *, indices: Tensor | int, axis: Dim | None = None, cl
     after = [d for d in source.dims[number + 1 :] if d not in common]
     index = indices.copy_compatible_to_dims_raw([*common, *new]).long()
     values = source.copy_compatible_to_dims_raw([*common, axis, *before, *after])
+    index = index.to(values.device)
     raw = _batched_gather(values, index, len(common), len(new))
     current = [*common, *new, *before, *after]
     dims = _gather_order(source.dims, number, new, current)

@@ -61,10 +61,12 @@ def test_every_entry_of_the_table_can_be_imported():
 
 def test_the_usual_statements():
     with returnn_imports():
+        import returnn
         import returnn.frontend as rf
         from returnn.frontend.encoder.conformer import ConformerEncoder
         from returnn.tensor import Dim, batch_dim
 
+        assert "hydra" in returnn.__version__
         assert rf.encoder.conformer.ConformerEncoder is ConformerEncoder
         assert rf.Dim is Dim
         assert batch_dim.is_batch_dim()

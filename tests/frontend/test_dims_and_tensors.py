@@ -82,6 +82,16 @@ def test_declare_same_as(ctx):
     assert new.get_dim_value() == 5
 
 
+def test_match_priority(ctx):
+    F = ctx.F
+    assert rf.dim_match_priority_when_needed(F, ctx.T) is F
+    inner = rf.dim_match_priority_when_needed(F, F)
+    assert inner.match_priority == 1
+    square = rf.Linear(F, F)
+    assert square.weight.dims[0] != square.weight.dims[1]
+    assert square(ctx.x).dims == ctx.x.dims
+
+
 def test_masks(ctx):
     mask = ctx.T.get_mask(dim_order=[ctx.T, ctx.B])
     assert mask.dims == (ctx.T, ctx.B)

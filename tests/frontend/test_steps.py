@@ -8,6 +8,7 @@ import returnn_hydra.frontend as rf
 from returnn_hydra.batch import Batch
 from returnn_hydra.frontend.dim import Dim, batch_dim
 from returnn_hydra.frontend.extern_data import ExternDataError, fill_from_batch, make_templates
+from returnn_hydra.frontend.forward_callback import ForwardCallbackIface
 from returnn_hydra.frontend.run_ctx import get_run_ctx
 from returnn_hydra.frontend.steps import (
     ForwardCallbackAdapter,
@@ -243,3 +244,22 @@ def test_state_dict_has_returnns_names_and_moves_with_the_module():
     assert module.rf_module.layers[0].weight.raw_tensor is dict(module.named_parameters())["layers.0.weight"]
     with pytest.raises(TypeError, match="get_model must return"):
         as_torch_module(3)
+
+
+def test_the_engine_forwards_with_a_config_callback(batch, templates):
+    from returnn_hydra.engine.forwarder import forward
+
+    seen = {}
+
+    class Callback(ForwardCallbackIface):
+        def process_seq(self, *, seq_tag, outputs):
+            seen[seq_tag] = outputs["output"].raw_tensor.shape
+
+    def forward_step(*, extern_data, **_kwargs):
+        extern_data["data"].mark_as_default_output()
+
+    model = as_torch_module(Model(templates["data"].feature_dim, Dim(2, name="out")))
+    batches = [(np.array([1, 0]), batch)]
+    adapter = ForwardCallbackAdapter(Callback())
+    assert forward(model, RFForwardStep(forward_step, templates), batches, adapter, torch.device("cpu"), {}) == 2
+    assert list(seen.items()) == [("seq-1", (2, 3)), ("seq-0", (4, 3))], "in corpus order"
