@@ -12,8 +12,8 @@ speaker with pauses of silence around them. Written are, for every speaker S,
     all.S.hdf        strings of all recordings, to test on when S was held out of training
     train.without_S.txt, dev.without_S.txt   the train and dev files of the others
 
-The features are 40 log-mel energies, every feature with mean 0 and standard deviation 1 over the string. Everything that
-is written is a function of the recordings and the seed.
+The features are 40 log-mel energies, every feature with mean 0 and standard deviation 1 over the string. Everything
+that is written is a function of the recordings and the seed.
 """
 
 from __future__ import annotations
