@@ -23,6 +23,13 @@ BUILD_LENGTHS = (12, 64, 512, 8192)
 """Frames of the made-up sequences that the network is built with; more if a layer needs more."""
 
 
+class ConfigValues(dict[str, Any]):
+    """The config's values, functions and modules among them; a copied model shares them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ConfigValues:
+        return self
+
+
 @dataclass
 class NetworkResult:
     """What one pass gave.
@@ -107,7 +114,7 @@ class NetworkModel(nn.Module):
             "target": target or self._default_target(),
             "behavior_version": behavior_version,
             "extern_data": self.extern_data,
-            "config": dict(options or {}),
+            "config": ConfigValues(options or {}),
             "optimize_move_layers_out": optimize_move_layers_out,
             **{key: (options or {}).get(key) for key in ("param_variational_noise", "param_dropout")},
         }

@@ -18,7 +18,7 @@ DROPOUT = frozenset("dropout dropout_axis dropout_noise_shape dropout_on_forward
 """On the concatenated input."""
 WITHOUT_EFFECT = frozenset(
     "param_device collocate_with control_dependencies_on_output debug_print_layer_output back_prop name _name "
-    "custom_param_importer updater_opts_comment copy_output_loss_from_source_idx_comment unroll".split()
+    "custom_param_importer unroll".split()
 )
 """Options that say where or how TensorFlow computes, or how a checkpoint is read; they change no value."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_state_dict_round_trip() -> None:
     assert "a.b/W" in two.tf_parameters()
     for name, value in one.tf_parameters().items():
         assert torch.equal(value, two.parameter(name))
+
+
+def test_copies() -> None:
+    """Averages of weights are kept in a copy of the model."""
+    model = NetworkModel({"output": layer("linear", n_out=2)}, SPECS, options={"module": sys, "f": lambda: 1})
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.parameter("output/b").add_(1.0)
+    assert not torch.equal(twin.parameter("output/b"), model.parameter("output/b"))
+    difference = model(batch()).outputs["output"].raw - twin(batch()).outputs["output"].raw
+    torch.testing.assert_close(difference, torch.ones_like(difference))
 
 
 def test_forward_output_and_l2() -> None:
