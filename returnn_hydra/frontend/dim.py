@@ -81,6 +81,7 @@ class Dim:
         """None: a base dim."""
         self._cache: tuple[Any, Tensor] | None = None
         self._device_cache: dict[str, tuple[Any, Tensor]] = {}
+        self._base: _Base | None = None
         self._original: Dim | None = None
         """The dim this one is a copy of with another match priority."""
         self._capacity = capacity
@@ -102,17 +103,35 @@ class Dim:
     @property
     def term(self) -> Any:
         """What this dim is, for comparison and arithmetic: a base dim, or an operation over base dims."""
-        root = self._root()
-        if root._original is not None:
-            return root._original.term
-        return _resolved(root._term) if root._term is not None else _Base(root)
+        root = self._identity()
+        if root._term is not None:
+            return _resolved(root._term)
+        if root._base is None:
+            root._base = _Base(root)
+        return root._base
+
+    def _identity(self) -> Dim:
+        """The dim that this one is, behind declarations and copies."""
+        dim = self._root()
+        while dim._original is not None:
+            dim = dim._original._root()
+        return dim
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if not isinstance(other, Dim):
             return NotImplemented
-        return self.match_priority == other.match_priority and self.term == other.term
+        if self.match_priority != other.match_priority:
+            return False
+        mine, others = self._identity(), other._identity()
+        if mine is others:
+            return True
+        left, right = mine._term, others._term
+        # This is called very often: most dims differ already by what they are.
+        if left is None or right is None or left.kind != right.kind or len(left.operands) != len(right.operands):
+            return False
+        return _resolved(left) == _resolved(right)
 
     def __hash__(self) -> int:
         return hash(self.term)
