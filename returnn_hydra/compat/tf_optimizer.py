@@ -1,7 +1,7 @@
 """The optimizers of configs with a network dict: TensorFlow's rules where they differ from torch's.
 
-Adam there adds epsilon to the uncorrected root, its Nadam has no momentum schedule, RMSProp adds epsilon below the root and
-starts at 1, Adagrad starts at 0.1. RETURNN's default epsilon is 1e-16.
+Adam there adds epsilon to the uncorrected root, its Nadam has no momentum schedule, RMSProp adds epsilon below the root
+and starts at 1, Adagrad starts at 0.1. RETURNN's default epsilon is 1e-16.
 """
 
 from __future__ import annotations

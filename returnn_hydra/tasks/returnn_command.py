@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -56,9 +57,7 @@ def run_words(words: Sequence[str]) -> Any:
     """
     line = parse_command_line(words)
     if line.show_version:
-        from returnn_hydra import __version__
-
-        print(f"returnn-hydra {__version__}")
+        print(f"returnn-hydra {importlib.metadata.version('returnn-hydra')}")
         return None
     if not line.files:
         raise ConfigError("command line: no configuration file; expected: FILE ... [options] [++key value] ...")
@@ -118,7 +117,7 @@ def run_log(session: Session) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
     terminal = "stdout" in names and session.ranks.is_first
     with contextlib.ExitStack() as stack:
-        for index, path in enumerate(files or [None]):
-            log = RunLog(level, path, terminal=terminal and index == 0)
+        for index, file in enumerate(files or [None]):
+            log = RunLog(level, file, terminal=terminal and index == 0)
             stack.callback(log.close)
         yield

@@ -10,6 +10,7 @@ import numpy as np
 
 from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.compat.dataset_dicts import plan_dataset
+from returnn_hydra.compat.dataset_plan import DATA
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.config.schema import DatasetConf
 from returnn_hydra.data.batching import Batching
@@ -21,6 +22,7 @@ from returnn_hydra.tasks.data import build_loader, build_source
 from returnn_hydra.tasks.returnn.session import Session
 
 NAMES = ("train", "dev", "eval")
+GENERATED = DATA + "generating."
 
 
 def evaluated_names(values: Mapping[str, Any]) -> list[str]:
@@ -51,6 +53,8 @@ def dataset_conf(session: Session, name: str, value: Any) -> dict[str, Any]:
     ordering = {"train": values.get("batching", "default"), "dev": "sorted", "eval": "sorted"}.get(name)
     plan = plan_dataset(value, name, ordering)
     session.report.notes += plan.notes
+    if is_generated(plan.source) and plan.order.get("seq_ordering") in ("sorted", "sorted_reverse"):
+        del plan.order["seq_ordering"]
     conf = {**dataclasses.asdict(DatasetConf()), **plan.conf()}
     conf["batch_size"] = batch_size(values, name)
     conf["max_seqs"] = values.get("max_seqs")
@@ -68,6 +72,11 @@ def dataset_conf(session: Session, name: str, value: Any) -> dict[str, Any]:
     if loader_options := values.get("torch_dataloader_opts"):
         conf["num_workers"] = max(conf["num_workers"], loader_options.get("num_workers", 0))
     return conf
+
+
+def is_generated(source: Mapping[str, Any]) -> bool:
+    """Data made from random numbers, which RETURNN can't sort: it takes `sorted` for `default` there."""
+    return source["_target_"].startswith(GENERATED)
 
 
 def batch_size(values: Mapping[str, Any], name: str) -> Any:
@@ -120,6 +129,7 @@ def forward_batches(
     conf.update(chunking=None, min_chunk_size=0, min_seq_length=None, max_seq_length=None, shuffle_batches=False)
     if (special := session.values.get("forward_batch_size")) is not None:
         conf["batch_size"] = special
+    sort = sort and not is_generated(conf["source"])
     source = build_source(session.builder, conf, name, specs)
     first = 0
     for batch in _batches(session, name, conf, source, specs, epoch, sort):

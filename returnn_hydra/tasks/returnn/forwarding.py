@@ -26,7 +26,6 @@ def loaded_model(session: Session, recipe: Any) -> tuple[nn.Module, Start]:
     start = evaluation_start(session)
     model = recipe.model(start.model_epoch, start.step)
     load_parameters(session, model, start, training=False)
-    recipe.set_progress(None, model, start.epoch, start.step)
     return model, start
 
 

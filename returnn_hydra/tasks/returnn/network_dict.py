@@ -71,6 +71,7 @@ class NetworkDict:
         search = bool(self.session.values.get("forward_use_search"))
 
         def forward_layer(model: Any, batch: Batch) -> dict[str, Output]:
+            model.epoch, model.step = epoch, step
             result = model(batch, with_losses=False, layers=[name], search=search)
             return {"output": model.layer_output(result, name)}
 
@@ -104,5 +105,6 @@ class NetworkDict:
 
 
 def network_losses(model: Any, batch: Batch) -> Mapping[str, Loss]:
-    """The train step: costs, errors, constraints."""
-    return model(batch).all_losses()
+    """The train step: costs and errors; in training also the constraints, which are no score."""
+    losses = model(batch).all_losses()
+    return losses if model.training else {name: loss for name, loss in losses.items() if name != "constraints"}

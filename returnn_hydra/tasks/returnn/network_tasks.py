@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from returnn_hydra.batch import TensorSpec
+from torch import nn
+
 from returnn_hydra.callbacks.hdf import HDF
 from returnn_hydra.callbacks.priors import Priors
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.callback import ForwardCallback
-from returnn_hydra.engine.forwarder import forward
+from returnn_hydra.engine.forwarder import ForwardStep, forward
 from returnn_hydra.tasks.returnn.datasets import forward_batches
 from returnn_hydra.tasks.returnn.forwarding import loaded_model, named_data
 from returnn_hydra.tasks.returnn.network_dict import NetworkDict
@@ -31,35 +32,37 @@ def network_forward(session: Session, recipe: NetworkDict) -> int:
             raise ConfigError(f"output_file={file}: the file exists; forward_override_hdf_output=True replaces it")
         Path(file).unlink()
     callback = HDF(Path(file).parent, name, {}, file=file)
-    return _forward(session, recipe, name, value, model, recipe.forward_step(start.epoch, start.step), callback, start)
+    step = recipe.forward_step(start.epoch, start.step)
+    return _forward(session, recipe, name, value, start.epoch, model, step, callback)
 
 
 def network_priors(session: Session, recipe: NetworkDict) -> int:
-    """The log of the mean posteriors over the training data, as text."""
+    """The log of the mean posteriors over the training data (of epoch 1, as in RETURNN), as text."""
     file = session.values.get("output_file")
     if not file:
         raise ConfigError("output_file: task=compute_priors needs it")
-    name, value = (
-        named_data(session, "forward_data") if session.values.get("forward_data") else named_data_of_train(session)
-    )
-    model, start = loaded_model(session, recipe)
-    callback = Priors(Path(file).parent, name, file=file)
-    return _forward(session, recipe, name, value, model, recipe.forward_step(start.epoch, start.step), callback, start)
-
-
-def named_data_of_train(session: Session) -> tuple[str, Any]:
     if not session.values.get("train"):
         raise ConfigError("train: task=compute_priors needs the training data")
-    return "train", session.values["train"]
+    model, start = loaded_model(session, recipe)
+    step = recipe.forward_step(start.epoch, start.step)
+    return _forward(
+        session, recipe, "train", session.values["train"], 1, model, step, Priors(Path(), "train", file=file)
+    )
 
 
 def _forward(
-    session: Session, recipe: NetworkDict, name: str, value: Any, model: Any, step: Any, callback: ForwardCallback,
-    start: Any,
-) -> int:  # fmt: skip
-    """All sequences in the data set's own order."""
-    specs: dict[str, TensorSpec] = {key: spec for key, spec in recipe.specs.items() if spec.available_for_inference}
-    batches = forward_batches(session, name, value, specs, start.epoch, sort=False)
+    session: Session,
+    recipe: NetworkDict,
+    name: str,
+    value: Any,
+    epoch: int,
+    model: nn.Module,
+    step: ForwardStep,
+    callback: ForwardCallback,
+) -> int:
+    """All sequences in the data set's own order; returns their number."""
+    specs = {key: spec for key, spec in recipe.specs.items() if spec.available_for_inference}
+    batches = forward_batches(session, name, value, specs, epoch, sort=False)
     count = forward(model, step, batches, callback, session.device, {})
     logger.info("Forwarded %d sequences of '%s'", count, name)
     return count

@@ -91,7 +91,7 @@ class Session:
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
-        """`import returnn`, the global config and the frontend's defaults, for as long as the config's functions run."""
+        """`import returnn`, the global config and the frontend's defaults, while the config's functions run."""
         version = self.values.get("behavior_version")
         with surroundings(self.config), ambient_state(behavior_version=version, options=self.values):
             yield
