@@ -22,6 +22,7 @@ from returnn_hydra.network.call import LOSSES_WITHOUT_TARGET, LayerCall
 from returnn_hydra.network.ctc import ctc_decode, ctc_neg_log_prob, ctc_viterbi_neg_log_prob
 from returnn_hydra.network.errors import NetworkError, nearest
 from returnn_hydra.network.named_tensor import NamedTensor, unify
+from returnn_hydra.network.sampling import sampled_loss
 from returnn_hydra.nn.labels import edit_distances
 
 COMMON = (
@@ -261,6 +262,53 @@ def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float, gaussian: bool) -
         return -(soft * log_p).sum(-1) - constant
     picked = log_p.gather(-1, labels[..., None]).squeeze(-1)
     return -(confidence * picked + low * (log_p.sum(-1) - picked)) - constant
+
+
+@register_loss("sampling_loss")
+def sampling_loss(
+    data: LossInput,
+    *,
+    num_sampled: int = 128,
+    num_splits: int = 1,
+    sampler: str = "log_uniform",
+    nce_loss: bool = False,
+    use_full_softmax: bool = False,
+    remove_accidental_hits: bool | None = None,
+    sampler_args: dict[str, Any] | None = None,
+    nce_log_norm_term: float = 0.0,
+) -> LossValue:
+    """Cross entropy over the label and a sample of the other classes; the layer needs `use_transposed_weights`."""
+    if use_full_softmax:
+        return cross_entropy(data)
+    if sampler not in ("uniform", "log_uniform") or sampler_args:
+        raise data.call.error(f"sampler {sampler!r} with {sampler_args} is not supported; nearest: 'log_uniform'")
+    if not data.call.options.get("use_transposed_weights"):
+        raise data.call.error("loss 'sampling_loss' needs the option 'use_transposed_weights' on the layer")
+    output, target = _paired(data)
+    x, classes = data.call.x, data.call.feature(output)
+    size_in = data.call.feature(x)
+    rest = [axis for axis in output.axes if axis is not output.feature]
+    parts = []
+    labels = target.expanded(rest).long().reshape(-1)
+    inputs = x.expanded([*rest, size_in]).reshape(-1, size_in.size)
+    weight = data.call.param("W", (classes.size, size_in.size))
+    bias = data.call.param("b", (classes.size,))
+    for chosen, frames in zip(labels.chunk(num_splits), inputs.chunk(num_splits), strict=True):
+        parts.append(
+            sampled_loss(
+                frames,
+                chosen,
+                weight,
+                bias,
+                num_sampled=num_sampled,
+                sampler=sampler,
+                nce=nce_loss,
+                remove_accidental_hits=not nce_loss if remove_accidental_hits is None else remove_accidental_hits,
+                log_norm_term=nce_log_norm_term,
+            )
+        )
+    values = torch.cat(parts).reshape([axis.size for axis in rest])
+    return LossValue(sum_frames(NamedTensor(values, tuple(rest))), _frame_error(output, target))
 
 
 @register_loss("mse")

@@ -11,6 +11,7 @@ import torch
 
 from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.network import NetworkModel
+from returnn_hydra.network.sampling import class_probabilities, draw_distinct, sampled_loss
 
 SPECS = {
     "data": TensorSpec(dim=4),
@@ -188,6 +189,47 @@ def test_distances(loss: str, function: Any) -> None:
     pairs = zip(rows(result.outputs["a"]), inputs(), strict=True)
     wanted = sum(function(np.abs(a - x), axis=-1).sum() for a, x in pairs)
     assert result.losses["output"].sum.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_sampled_softmax() -> None:
+    """With all classes in the sample it is the softmax; its draws follow the distribution."""
+    options = {"target": "classes", "use_transposed_weights": True, "loss": "sampling_loss"}
+    results = []
+    for loss_opts in ({"num_sampled": 5, "sampler": "uniform"}, {"use_full_softmax": True}):
+        torch.manual_seed(0)
+        model = NetworkModel({"output": layer("softmax", **options, loss_opts=loss_opts)}, SPECS)
+        result = model(batch())
+        result.objective().backward()
+        results.append((result.objective(), model.parameter("output/W").grad))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+    probabilities = class_probabilities("log_uniform", 20)
+    assert probabilities.sum().item() == pytest.approx(1.0)
+    counts, draws = torch.zeros(20), 0
+    for _ in range(2000):
+        sample, tries = draw_distinct(probabilities, 3)
+        assert len(set(sample.tolist())) == 3
+        counts[sample] += 1
+        draws += tries
+    assert (counts / counts.sum())[0] > 3 * (counts / counts.sum())[-1]
+    assert 3.0 < draws / 2000 < 8.0
+
+
+def test_noise_contrastive_estimation() -> None:
+    inputs, weight, bias = torch.randn(6, 4), torch.randn(5, 4), torch.randn(5)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    settings: dict[str, Any] = {"sampler": "uniform", "remove_accidental_hits": False, "log_norm_term": 0.5}
+    probability = class_probabilities("uniform", 5)[0]
+    torch.manual_seed(11)
+    _, draws = draw_distinct(class_probabilities("uniform", 5), 5)
+    torch.manual_seed(11)
+    found = sampled_loss(inputs, labels, weight, bias, num_sampled=5, nce=True, **settings)
+    shift = math.log(1 - (1 - probability) ** draws) + 0.5
+    logits = inputs @ weight.t() + bias - shift
+    wanted = -torch.nn.functional.logsigmoid(logits.gather(1, labels[:, None]))[:, 0]
+    wanted = wanted - torch.nn.functional.logsigmoid(-logits).sum(1)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_scaled_gradient() -> None:
