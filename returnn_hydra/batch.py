@@ -118,6 +118,13 @@ class Batch:
             tensors[name] = part[:, : int(lengths[name].max())] if name in lengths else part
         return replace(self, tensors=tensors, lengths=lengths, seq_tags=self.seq_tags[start:stop])
 
+    def halves(self) -> list[Batch]:
+        """The first and the second half of the sequences; one sequence stays whole."""
+        if self.num_seqs < 2:
+            return [self]
+        middle = (self.num_seqs + 1) // 2
+        return [self.select(0, middle), self.select(middle, self.num_seqs)]
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (torch's DataLoader calls this)."""
 
@@ -146,6 +153,14 @@ class Loss:
     @property
     def mean(self) -> Tensor:
         return self.sum / self.count
+
+
+def sum_losses(losses: list[Loss]) -> Loss:
+    """One loss over several parts of a batch."""
+    total, count = losses[0].sum, losses[0].count
+    for loss in losses[1:]:
+        total, count = total + loss.sum, count + loss.count
+    return replace(losses[0], sum=total, count=count)
 
 
 @dataclass(frozen=True)

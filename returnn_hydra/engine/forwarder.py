@@ -63,10 +63,8 @@ def forward_batch(
     except torch.OutOfMemoryError:
         if batch.num_seqs == 1:
             raise
-        half = batch.num_seqs // 2
-        logger.warning("out of memory with %d sequences, going on with %d", batch.num_seqs, half)
-        parts = [batch.select(0, half), batch.select(half, batch.num_seqs)]
-        return [sequence for part in parts for sequence in forward_batch(model, forward_step, part, device)]
+        logger.warning("out of memory with %d sequences, going on with halves", batch.num_seqs)
+        return [sequence for part in batch.halves() for sequence in forward_batch(model, forward_step, part, device)]
     return [{name: rows[index] for name, rows in arrays.items()} for index in range(batch.num_seqs)]
 
 

@@ -65,7 +65,8 @@ class InitFrom:
         if missing and not self.ignore_missing:
             raise DamagedStateError(
                 f"init_from {self.file}: it has no {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''} "
-                f"(it has: {', '.join(sorted(there)[:8])}{' ...' if len(there) > 8 else ''}); ignore_missing=true accepts it"
+                f"(it has: {', '.join(sorted(there)[:8])}{' ...' if len(there) > 8 else ''}); "
+                "ignore_missing=true accepts it"
             )
         logger.log(SUMMARY, "%d of %d parameters from %s", len(loaded), len(state), self.file)
         return loaded

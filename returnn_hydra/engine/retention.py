@@ -29,6 +29,10 @@ class Retention:
     keep_best: int | None = None
     keep_epochs: Collection[int] = ()
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.keep_last is None and self.keep_best is None and not self.keep_epochs
+
     def to_delete(self, epochs: Collection[int], scores: Mapping[int, float]) -> list[int]:
         """The epochs that nothing asks for, ascending.
 
@@ -36,7 +40,7 @@ class Retention:
             epochs: those with a checkpoint.
             scores: epoch to the declared score, lower is better; NaN is worst, and of equal ones the earlier is better.
         """
-        if self.keep_last is None and self.keep_best is None and not self.keep_epochs:
+        if self.keeps_all:
             return []
         ordered = sorted(epochs)
         ranked = sorted((scores[epoch], epoch) for epoch in ordered if not math.isnan(scores.get(epoch, math.nan)))
@@ -47,6 +51,8 @@ class Retention:
 
     def apply(self, store: CheckpointStore, scores: Mapping[int, float]) -> list[int]:
         """Delete what is not needed, model, optimizer and manifest together; returns the deleted epochs."""
+        if self.keeps_all:
+            return []
         return delete_epochs(store, self.to_delete(store.epochs(), scores))
 
 

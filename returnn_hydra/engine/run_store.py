@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from returnn_hydra.batch import Batch
+from returnn_hydra.engine.bad_batch import save_batch
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.init_params import InitFrom
@@ -113,6 +115,7 @@ class RunStore:
         trainer.records = [EpochRecord.from_json(record) for record in state["records"]]
         for name, callback in trainer.callbacks.items():
             callback.load_state_dict(state["callbacks"].get(name, {}))
+        trainer.left_out = [list(entry) for entry in state["left_out"]]
         trainer.position.epoch = progress.epoch
         trainer.position.seconds = state["seconds"]
         if progress.batch is not None:
@@ -134,6 +137,23 @@ class RunStore:
             logger.info("Resumed after epoch %d, its evaluation is missing", progress.epoch)
         else:
             logger.info("Resumed after epoch %d, starting epoch %d", progress.epoch, trainer.position.epoch)
+
+    def roll_back(self, trainer: Trainer, error: Exception) -> None:
+        """Put the trainer back to the newest valid checkpoint.
+
+        Raises:
+            Exception: the given error, when there is no checkpoint yet.
+        """
+        self.saver.wait()
+        checkpoint = self.checkpoints.load_newest(trainer.device)
+        if checkpoint is None:
+            raise error
+        trainer.start_epoch(checkpoint.progress.epoch)
+        self._load(trainer, checkpoint)
+
+    def save_batch(self, batch: Batch, number: int) -> Path:
+        """Keep a batch that made trouble."""
+        return save_batch(self.folder, batch, number, self.disk)
 
     def save_epoch(self, trainer: Trainer) -> None:
         """The epoch is trained: save it as `model.NNN`, in the background.
@@ -222,6 +242,7 @@ class RunStore:
             "updater": trainer.updater.state_dict(),
             "sums": {name: [s.sum, s.count] for name, s in self.ranks.merge(trainer.sums.scores()).items()},
             "seconds": trainer.position.seconds,
+            "left_out": trainer.left_out,
             "records": [record.to_json() for record in trainer.records],
             "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
         }

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.batch import Batch, Loss, sum_losses
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
+from returnn_hydra.engine.bad_batch import describe_batch
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.device import seed_everything
+from returnn_hydra.engine.errors import NonFiniteError, OutOfMemoryError
 from returnn_hydra.engine.evaluator import TrainStep, evaluate
 from returnn_hydra.engine.ranks import DataParallelStep, Ranks
 from returnn_hydra.engine.records import EpochRecord
@@ -61,6 +63,10 @@ class Trainer:
     position: Position = field(default_factory=Position)
     records: list[EpochRecord] = field(default_factory=list)
     sums: ScoreSums = field(default_factory=ScoreSums)
+    left_out: list[list[int]] = field(default_factory=list)
+    """(epoch, batch) of batches that gave bad numbers and are not used."""
+    on_oom: str = "stop"
+    """What to do with a batch that does not fit into memory: stop, or split it."""
     stopping: bool = False
     """Set by a callback that wants no further epoch."""
 
@@ -71,7 +77,10 @@ class Trainer:
             self.store.restore(self)
             self.notify("on_run_start")
             while self.position.epoch <= self.num_epochs and not self.stopping:
-                self.run_epoch()
+                try:
+                    self.run_epoch()
+                except NonFiniteError as bad_numbers:
+                    self.roll_back(bad_numbers)
             self.store.wait()
         except BaseException as raised:
             error = raised
@@ -95,6 +104,17 @@ class Trainer:
         self.notify("on_epoch_end", record)
         self.start_epoch(epoch + 1)
 
+    def roll_back(self, error: NonFiniteError) -> None:
+        """Go back to the last checkpoint, and leave the batch out the next time; or raise the error, by the rules."""
+        rules = self.updater.rules
+        if rules.on_nonfinite != "rollback" or len(self.left_out) >= rules.max_consecutive_nonfinite:
+            raise error
+        bad = [self.position.epoch, self.position.batch]
+        logger.warning("%s", error)
+        self.updater.forget()
+        self.store.roll_back(self, error)
+        self.left_out.append(bad)
+
     def start_epoch(self, epoch: int) -> None:
         """The epoch before is done and recorded."""
         self.position = Position(epoch)
@@ -108,6 +128,9 @@ class Trainer:
         for batch in self.train_data.epoch(epoch, start=self.position.batch):
             seed_everything(self.device, self.seed, epoch, self.position.batch, self.ranks.rank)
             self.set_learning_rate(epoch, num_batches, learning_rate)
+            if [epoch, self.position.batch] in self.left_out:
+                self.position.batch += 1
+                continue
             losses = self.train_batch(batch, is_last=self.position.batch + 1 == num_batches)
             self.sums.add(losses)
             self.position.batch += 1
@@ -118,13 +141,48 @@ class Trainer:
         self.updater.end_epoch()
 
     def train_batch(self, batch: Batch, is_last: bool) -> Mapping[str, Loss]:
-        """Losses of one batch, and the update if this batch completes one."""
+        """Losses of one batch, and the update if this batch completes one.
+
+        Raises:
+            NonFiniteError: the loss or the gradient is bad; the batch is saved for a replay.
+            OutOfMemoryError: it does not fit into memory, and the rules say to stop, or it is one sequence.
+        """
+        try:
+            return self._train_on(batch, is_last)
+        except NonFiniteError as error:
+            file = self.store.save_batch(batch, self.position.batch)
+            raise NonFiniteError(f"{error}. The batch is in {file}: task=replay runs it again") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            fits = self.on_oom == "split" and batch.num_seqs > 1 and self.updater.rules.grad_accum_steps == 1
+            if not fits or self.ranks.size > 1:
+                raise OutOfMemoryError(
+                    f"epoch {self.position.epoch}, batch {self.position.batch}: out of memory with "
+                    f"{describe_batch(batch)}; use a smaller batch_size, or on_oom=split"
+                ) from error
+        self.updater.forget()
+        return self._train_in_parts(batch, is_last)
+
+    def _train_on(self, batch: Batch, is_last: bool, parts_to_come: int | None = None) -> Mapping[str, Loss]:
         waits = isinstance(self.train_step, DataParallelStep) and not self.updater.is_last_of_update(is_last)
         with self.train_step.without_sync() if waits else nullcontext():  # type: ignore[attr-defined]
             with self.updater.autocast():
                 losses = self.train_step(self.model, batch.to(self.device))
-            self.updater.update(losses, batch.seq_tags, is_last)
+            self.updater.update(losses, batch.seq_tags, is_last, parts_to_come)
         return losses
+
+    def _train_in_parts(self, batch: Batch, is_last: bool) -> Mapping[str, Loss]:
+        """The same update from two halves of the batch, and from halves of these as long as they don't fit."""
+        parts = [batch]
+        while True:
+            parts = [half for part in parts for half in part.halves()]
+            logger.warning("out of memory with %s: going on in %d parts", describe_batch(batch), len(parts))
+            try:
+                results = [self._train_on(part, is_last, len(parts) - 1 - index) for index, part in enumerate(parts)]
+                return {name: sum_losses([losses[name] for losses in results]) for name in results[0]}
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                self.updater.forget()
+                if len(parts) >= batch.num_seqs:
+                    raise OutOfMemoryError(f"out of memory with one sequence: {describe_batch(parts[0])}") from error
 
     def evaluate_epoch(self, epoch: int, learning_rate: float) -> EpochRecord:
         """The scores of the epoch on every data set."""

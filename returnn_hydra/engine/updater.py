@@ -65,6 +65,7 @@ class Updater:
 
     def _reset(self) -> None:
         self._accumulated = 0
+        self._in_parts = False
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, Tensor | float] = {}
         self._gradients: dict[str, list[Any]] = {}
@@ -85,6 +86,11 @@ class Updater:
         """No batch waits in an unfinished accumulation: the state can be saved."""
         return self._accumulated == 0
 
+    def forget(self) -> None:
+        """Throw away what has been accumulated since the last update."""
+        self._reset()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def is_last_of_update(self, is_last_of_epoch: bool) -> bool:
         """Whether the coming batch completes an update."""
         complete = self._accumulated + 1 == self.rules.grad_accum_steps
@@ -96,28 +102,37 @@ class Updater:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.rules.amp])
 
-    def update(self, losses: Mapping[str, Loss], seq_tags: list[str], is_last_of_epoch: bool = False) -> bool:
+    def update(
+        self,
+        losses: Mapping[str, Loss],
+        seq_tags: list[str],
+        is_last_of_epoch: bool = False,
+        parts_to_come: int | None = None,
+    ) -> bool:
         """Add a batch; returns whether this made an optimizer step.
 
         Args:
             is_last_of_epoch: apply what has been accumulated, also when it is less than `grad_accum_steps` batches.
+            parts_to_come: this is a part of a batch that did not fit into memory, and so many more parts follow.
 
         Raises:
             NonFiniteError: a loss or the gradient is NaN or infinite, and the rules say to stop.
         """
-        completes = self.is_last_of_update(is_last_of_epoch)
+        completes = self.is_last_of_update(is_last_of_epoch) and not parts_to_come
+        self._in_parts = self._in_parts or parts_to_come is not None
         optimised = {name: loss for name, loss in losses.items() if not loss.as_error and loss.scale != 0}
         if not optimised:
             raise ValueError(f"train_step gave no loss to optimise: {sorted(losses)} are all errors or have scale 0")
-        if self._accumulated == 0:
+        if not self._counts:
             self.optimizer.zero_grad(set_to_none=True)
         for name, loss in optimised.items():
             self._sums[name] = self._sums.get(name, 0.0) + loss.sum.detach()
             self._counts[name] = self._counts.get(name, 0.0) + loss.count
         self._seq_tags += seq_tags
-        self._accumulated += 1
         self._backward(optimised)
-        self.num_batches += 1
+        if not parts_to_come:
+            self._accumulated += 1
+            self.num_batches += 1
         return self._flush(losses) if completes else False
 
     def end_epoch(self) -> bool:
@@ -130,14 +145,14 @@ class Updater:
     def _flush(self, losses: Mapping[str, Loss]) -> bool:
         if self._accumulated == 0:
             return False
-        if self.rules.grad_accum_steps > 1:
+        if self.rules.grad_accum_steps > 1 or self._in_parts:
             self._add_up_ranks()
             self._divide_gradients()
         return self._apply(losses)
 
     def _backward(self, losses: Mapping[str, Loss]) -> None:
         """Add the gradients of a batch, divided by the counts if these are complete."""
-        if self.rules.grad_accum_steps == 1:
+        if self.rules.grad_accum_steps == 1 and not self._in_parts:
             self._add_up_ranks()
             terms = [loss.sum * (loss.scale * self._factor(name)) for name, loss in losses.items()]
             self._scaled(sum_of(terms)).backward()
@@ -149,7 +164,7 @@ class Updater:
     def _backward_by_loss(self, losses: Mapping[str, Loss]) -> None:
         """Several losses, each with a count of its own that is known only at the end: their gradients wait apart."""
         if self.ranks.size > 1:
-            raise ValueError("grad_accum_steps > 1 with several losses is not possible with several ranks")
+            raise ValueError("accumulation with several losses is not possible with several ranks")
         parameters = self.parameters
         for name, loss in losses.items():
             total = self._scaled(loss.scale * loss.sum)
@@ -228,7 +243,8 @@ class Updater:
             f"update {self.num_updates + 1}: gradient norm {float(norm)}, losses {values}; "
             f"bad gradients in {', '.join(bad[:5]) or 'no parameter'}{' ...' if len(bad) > 5 else ''}; "
             f"sequences: {', '.join(self._seq_tags[:8])}{' ...' if len(self._seq_tags) > 8 else ''}. "
-            "Nothing was updated; on_nonfinite=skip goes on without such batches"
+            "Nothing was updated. on_nonfinite=skip goes on without such batches, "
+            "on_nonfinite=rollback goes back to the last checkpoint first"
         )
 
     def state_dict(self) -> dict[str, Any]:

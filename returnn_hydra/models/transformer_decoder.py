@@ -27,6 +27,9 @@ class TransformerDecoder(nn.Module):
         eos_id: sentence end of the vocabulary, also fed as begin; None: a further class, `num_labels`.
     """
 
+    shares_memory = True
+    """`step` takes a memory with one row for several hypotheses of a sequence."""
+
     def __init__(
         self,
         encoder_dim: int,

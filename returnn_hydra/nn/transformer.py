@@ -121,10 +121,15 @@ class TransformerLayer(nn.Module):
     def step(
         self, features: Tensor, cache: Tensor, keys_values: Tensor | None = None, memory_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The next frame of a causal layer: (N, D), cache (N, S, 2D) -> (N, D), cache (N, S+1, 2D)."""
+        """The next frame of a causal layer: (N, D), cache (N, S, 2D) -> (N, D), cache (N, S+1, 2D).
+
+        The memory may have N / K rows, each of K rows of the features in turn.
+        """
         attended, cache = self.self_attention.step(self.self_norm(features), cache)
-        outputs = self._finish((features + self.dropout(attended))[:, None], keys_values, memory_mask)
-        return outputs[:, 0], cache
+        features = features + self.dropout(attended)
+        groups = len(features) if keys_values is None else len(keys_values)  # hypotheses may share one memory
+        outputs = self._finish(features.view(groups, -1, features.shape[-1]), keys_values, memory_mask)
+        return outputs.flatten(0, 1), cache
 
     def _finish(self, features: Tensor, keys_values: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         if self.cross_attention is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.build import check_arguments
+from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.engine.callback import Callback

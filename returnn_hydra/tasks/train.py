@@ -39,6 +39,7 @@ def run(context: Context) -> float | None:
             num_epochs=values["num_epochs"],
             seed=values["seed"],
             ranks=context.ranks,
+            on_oom=values["on_oom"],
             callbacks=build_callbacks(context) if context.ranks.is_first else {},
         )
         records = trainer.run()

@@ -24,6 +24,7 @@ from returnn_hydra.config.returnn_values import ReturnnConfig
 from returnn_hydra.engine.device import select_device
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.frontend.ambient import ambient_state
+from returnn_hydra.frontend.rand import set_random_seed
 
 DEFAULT_SEED = 42
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Session:
     def seed_for_model(self, epoch: int, step: int) -> None:
         """Seed all generators as RETURNN does before `get_model`, so that the first parameters are the same."""
         seed = (epoch * 193939 + step * 19937 + self.seed * 27644437 + 479001599) % 2**31
-        torch.manual_seed(seed)
+        set_random_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
 
