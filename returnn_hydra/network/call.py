@@ -241,6 +241,11 @@ class LayerCall:
         """The axis of all frames, where a layer of a loop is computed for all at once."""
         return self.scope.loop_axis
 
+    def release(self) -> None:
+        """Let go of the sources."""
+        for name in ("x", "sources"):
+            self.__dict__.pop(name, None)
+
     def error(self, message: str) -> NetworkError:
         return NetworkError(f"{self.path} (class {self.spec.known.name!r}): {message}")
 

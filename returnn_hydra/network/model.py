@@ -192,6 +192,7 @@ class NetworkModel(nn.Module):
         external = [n for n in names if self.net.layers[n].get("register_as_extern_data")]
         for name in [*external, *[n for n in names if n not in external], *layers]:
             scope.get(name)
+        scope.release()
 
     # --- building
 

@@ -226,6 +226,15 @@ class Scope:
             total: Tensor = torch.stack([parameter.float().square().sum() for parameter in parameters]).sum()
             self.run.constraints[spec.path] = weight * total
 
+    def release(self) -> None:
+        """Let go of all values: scopes hold each other, and would keep the memory until the next garbage collection."""
+        for child in self.children.values():
+            child.release()
+        self.values.clear()
+        self.children.clear()
+        self.data_override.clear()
+        self.step = None
+
     # --- networks inside
 
     def child(self, name: str, net: Net, param_prefix: str, **options: Any) -> Scope:

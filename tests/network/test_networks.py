@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -293,3 +294,26 @@ def test_search_against_brute_force(name: str, beam: int) -> None:
     found = [row[:n] for row, n in zip(output.raw[0].tolist(), lengths, strict=True)]
     assert found == [labels for labels, _ in expected]
     torch.testing.assert_close(scores, torch.tensor([score for _, score in expected]), rtol=1e-4, atol=1e-4)
+
+
+def count_tensors() -> int:
+    """Tensors that carry gradients, or their history."""
+    found = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+    return sum(tensor.requires_grad for tensor in found)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_memory_is_free_at_once(name: str) -> None:
+    """Nothing waits for the garbage collector: the activations of a step go with its result."""
+    make, extern, batch = NETWORKS[name]
+    model = NetworkModel(make(), extern)
+    model(batch()).objective().backward()
+    gc.collect()
+    gc.disable()
+    try:
+        before = count_tensors()
+        model(batch()).objective().backward()
+        after = count_tensors()
+    finally:
+        gc.enable()
+    assert after <= before

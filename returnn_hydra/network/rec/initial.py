@@ -116,8 +116,15 @@ class InitialValues:
             return NamedTensor(torch.zeros(batch.size, feature.size, device=device), (batch, feature), feature=feature)
         if scope is not self.rec and not isinstance(scope, StepScope):
             return self.fallback(scope, spec)
-        found = self.trial().get(spec.name)
+        trial = self.trial()
+        found = trial.get(spec.name)
+        trial.release()
         return found.like(found.raw.detach())
+
+    def release(self) -> None:
+        self._values.clear()
+        self._templates.clear()
+        del self.rec
 
     def trial(self) -> TrialScope:
         return TrialScope(self)

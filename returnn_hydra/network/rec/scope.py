@@ -174,6 +174,13 @@ class RecScope(Scope):
     def initial(self, scope: Scope, name: str) -> NamedTensor:
         return self.initials.of(scope, name)
 
+    def release(self) -> None:
+        super().release()
+        self.stacked.clear()
+        self.initials.release()
+        self.owner.release()
+        self.source = None
+
     # --- the loop
 
     def run_loop(self) -> None:
@@ -191,6 +198,7 @@ class RecScope(Scope):
                 step.get(name)
             before = self._finish_frame(step, before)
             frames.append(Frame({name: step.get(name) for name in keep}, {}, step.beam))
+            step.release()
             if self.loop is None and before.ended is not None and bool(before.ended.raw.all()):
                 break
         self._stack(frames, before)

@@ -126,5 +126,11 @@ class StepScope(Scope):
             return None
         return follow(self.before.ended, self.beam)
 
+    def release(self) -> None:
+        super().release()
+        self.by_path.clear()
+        self.new_states.clear()
+        self.before = None
+
     def record(self, ended: NamedTensor | None, lengths: NamedTensor | None) -> Frame:
         return Frame(dict(self.by_path), dict(self.new_states), self.beam, ended, lengths)
