@@ -11,6 +11,7 @@ from returnn_hydra.network.ctc import ctc_neg_log_prob, ctc_viterbi_neg_log_prob
 from returnn_hydra.network.losses import LossInput, compute_loss
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.registry import register_layer
+from returnn_hydra.network.sequence_losses import sequence_distances
 
 
 @register_layer("print", framewise=True)
@@ -73,8 +74,6 @@ def ctc_loss(
 @register_layer("edit_distance", concat=False, refs=("a", "b"))
 def edit_distance(call: LayerCall, *, a: str, b: str) -> NamedTensor:
     """Levenshtein distance of the sequences of two layers: (B,)."""
-    from returnn_hydra.network.losses import sequence_distances
-
     first, second = call.layer(a), call.layer(b)
     distances = sequence_distances(LossInput(call, first, second), None, False, False)
     others = [axis for axis in first.axes if axis.is_batch_like]
