@@ -22,7 +22,7 @@ train: $(VENV)/ready
 	$(RUN) run.py task=train model=blstm
 
 test: $(VENV)/ready
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 check: $(VENV)/ready
 	scripts/check

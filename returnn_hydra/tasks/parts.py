@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from returnn_hydra.build import check_arguments
 from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
+from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.engine.callback import Callback
@@ -108,7 +109,7 @@ def open_store(context: Context) -> RunStore:
         raise ConfigError(str(error)) from error
     return RunStore(
         context.folder.path,
-        fingerprint=fingerprint(values, context.ranks.size),
+        fingerprint=fingerprint(context.config, context.ranks.size),
         allow_changed=values["allow_changed"],
         retention=Retention(values["keep_last"], values["keep_best"], values["keep_epochs"]),
         score=values["score"],
@@ -139,27 +140,32 @@ def init_from(value: Any) -> list[InitFrom]:
     return found
 
 
-def fingerprint(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
-    """What decides the numbers of a training, flat: `{"model.hidden_dim": 64, ...}`."""
-    flat: dict[str, Any] = {}
+def fingerprint(config: Composed, world_size: int) -> dict[str, Any]:
+    """What decides the numbers of a training, flat: `{"model.hidden_dim": 64, ...}`.
 
-    def add(path: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                add(f"{path}.{key}", item)
-        elif isinstance(value, Callable):  # type: ignore[arg-type]
-            flat[path] = f"{value.__module__}.{value.__qualname__}"
-        else:
-            flat[path] = value
+    Of the data sets only train and dev, on whose scores the learning rate may depend. `num_epochs` is not among it, so
+    that a run can be made longer; what is computed from it counts by its formula.
+    """
+    written = _flat(OmegaConf.to_container(config.unresolved, resolve=False))
+    flat = _flat({**config.values, **config.callables})
+    flat = {key: written[key] if "${num_epochs}" in str(written.get(key)) else value for key, value in flat.items()}
+    ignored = ("datasets.eval", "datasets.extra", "datasets.train.num_workers", "datasets.dev.num_workers")
+    known = {
+        key: value
+        for key, value in flat.items()
+        if key.split(".")[0] not in NOT_FINGERPRINTED and not key.startswith(ignored)
+    }
+    return {**known, "world_size": world_size}
 
-    for key, value in values.items():
-        if key == "datasets":
-            value = {"train": value["train"], "evaluated": sorted(name for name in value if value[name])}
-        if key not in NOT_FINGERPRINTED:
-            add(key, value)
-    flat.pop("datasets.train.num_workers", None)
-    flat["world_size"] = world_size
-    return flat
+
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Dotted keys to JSON values; a function by its name."""
+    if isinstance(values, dict) and values:
+        found: dict[str, Any] = {}
+        for key, item in values.items():
+            found.update(_flat(item, f"{path}.{key}" if path else str(key)))
+        return found
+    return {path: f"{values.__module__}.{values.__qualname__}" if callable(values) else values}
 
 
 def load_model(context: Context) -> tuple[nn.Module, int]:
