@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 NEWEST_BEHAVIOR_VERSION = 38
 UNSET_BEHAVIOR_VERSION = 16
 """What RETURNN's frontend uses when a config says nothing (measured)."""
@@ -25,6 +27,8 @@ class Ambient:
     float_dtype: str = "float32"
     behavior_version: int | None = None
     """None: the config did not say."""
+    static_rng: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(42))
+    """Where the seeds of initial parameters (and of `rf.random(static=True)`) come from, as in RETURNN."""
     options: dict[str, Any] = field(default_factory=dict)
     """Config entries that frontend functions look up: `rf_att_dropout_broadcast` and the like."""
 

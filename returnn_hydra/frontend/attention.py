@@ -266,6 +266,8 @@ class CrossAttention(_Heads):
         self.kv_dim_total = key_dim_total + value_dim_total
         self.kv = Linear(encoder_dim, self.kv_dim_total, with_bias=with_bias)
         self.q = Linear(query_in_dim, key_dim_total, with_bias=with_bias)
+        self.kv.weight.initial = Glorot(scale=3 / 4)
+        self.q.weight.initial = Glorot(scale=1 / 2)
         self._init_heads(
             key_dim_total, value_dim_total, num_heads, proj_dim, with_bias, att_dropout, att_dropout_broadcast
         )

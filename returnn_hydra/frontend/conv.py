@@ -183,7 +183,11 @@ class _ConvOrTransposed(Module):
         self.filter_size = [s if isinstance(s, Dim) else Dim(s, name=f"filter-dim{n}") for n, s in enumerate(sizes)]
         self.padding = padding
         self.with_bias = with_bias
-        self.bias = Parameter([out_dim], initial=0.0) if with_bias else None
+
+    def _make_parameters(self, filter_dims: Sequence[Dim]) -> None:
+        """The filter first: the order of the attributes is that of the parameters."""
+        self.filter = Parameter(filter_dims, initial=Glorot())
+        self.bias = Parameter([self.out_dim], initial=0.0) if self.with_bias else None
 
     def _spatial(self, options: dict[str, Any], prefix: str) -> list[Dim] | None:
         """in_spatial_dim or in_spatial_dims, whichever was given."""
@@ -215,7 +219,7 @@ class _Conv(_ConvOrTransposed):
         inner = in_dim if groups in (None, 1) else in_dim // groups
         if inner == out_dim:
             inner = inner.copy(match_priority=1)
-        self.filter = Parameter([out_dim, inner, *self.filter_size], initial=Glorot())
+        self._make_parameters([out_dim, inner, *self.filter_size])
 
     def _convolve(self, source: Tensor, ins: Sequence[Dim], outs: Sequence[Dim] | None) -> tuple[Tensor, Sequence[Dim]]:
         return conv(
@@ -384,7 +388,7 @@ class _TransposedConv(_ConvOrTransposed):
         self.output_padding = output_padding
         self.strides = strides
         inner = out_dim if in_dim != out_dim else out_dim.copy(match_priority=-1)
-        self.filter = Parameter([in_dim, inner, *self.filter_size], initial=Glorot())
+        self._make_parameters([in_dim, inner, *self.filter_size])
 
     def _convolve(self, source: Tensor, ins: Sequence[Dim], outs: Sequence[Dim] | None) -> tuple[Tensor, Sequence[Dim]]:
         assert isinstance(self.padding, str)

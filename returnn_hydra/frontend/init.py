@@ -15,6 +15,7 @@ import torch
 
 from returnn_hydra.frontend.ambient import get_default_float_dtype
 from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.rand import static_generator
 from returnn_hydra.frontend.tensor import Tensor, torch_dtype
 
 _TRUNCATED_STDDEV = 0.87962566103423978
@@ -45,9 +46,11 @@ class Normal(ParamInit):
 def _normal(dims: Sequence[Dim], dtype: str, stddev: float, truncated: bool, device: Any) -> Tensor:
     raw = torch.empty([d.get_dim_value() for d in dims], dtype=torch_dtype(dtype), device=device)
     if truncated:
-        torch.nn.init.trunc_normal_(raw, std=stddev, a=-2 * stddev, b=2 * stddev)
+        torch.nn.init.trunc_normal_(
+            raw, std=stddev, a=-2 * stddev, b=2 * stddev, generator=static_generator(raw.device)
+        )
     else:
-        raw.normal_(0.0, stddev)
+        raw.normal_(0.0, stddev, generator=static_generator(raw.device))
     return Tensor("init", dims=dims, dtype=dtype, raw_tensor=raw)
 
 
@@ -93,7 +96,8 @@ class VarianceScaling(ParamInit):
         if self.distribution == "uniform":
             limit = math.sqrt(3.0 * variance)
             raw = torch.empty([d.get_dim_value() for d in dims], dtype=torch_dtype(dtype), device=device)
-            return Tensor("init", dims=dims, dtype=dtype, raw_tensor=raw.uniform_(-limit, limit))
+            raw.uniform_(-limit, limit, generator=static_generator(raw.device))
+            return Tensor("init", dims=dims, dtype=dtype, raw_tensor=raw)
         if self.distribution == "truncated_normal":
             return _normal(dims, dtype, math.sqrt(variance) / _TRUNCATED_STDDEV, True, device)
         return _normal(dims, dtype, math.sqrt(variance), False, device)

@@ -11,6 +11,7 @@ from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import gating, identity, relu, silu
 from returnn_hydra.frontend.linear import Linear
 from returnn_hydra.frontend.module import Module
+from returnn_hydra.frontend.parameter import Parameter
 from returnn_hydra.frontend.rand import dropout, dropout_broadcast_default
 from returnn_hydra.frontend.tensor import Tensor
 from returnn_hydra.frontend.tensor_template import NotSpecified
@@ -186,6 +187,14 @@ def copy_with_new_init(module: Any) -> Any:
     """A copy with its own parameters, initialised anew; dims stay the same objects."""
     new = copy.deepcopy(module)
     if isinstance(new, Module):
-        for parameter in new.parameters():
-            parameter.initial = parameter.initial
+        _initialise(new)
     return new
+
+
+def _initialise(module: Module) -> None:
+    """Draw all parameters again, in the order in which the attributes were set: that of RETURNN's copies."""
+    for value in vars(module).values():
+        if isinstance(value, Parameter):
+            value.initial = value.initial
+        elif isinstance(value, Module):
+            _initialise(value)

@@ -15,8 +15,14 @@ from returnn_hydra.frontend.tensor import Tensor, torch_dtype
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed torch's generators."""
+    """Seed torch's generators, and what initial parameters are drawn from."""
     torch.manual_seed(seed)
+    ambient.static_rng = np.random.RandomState((seed * 5393 + 1187) % 2**31)
+
+
+def static_generator(device: Any = None) -> torch.Generator:
+    """A generator of its own for one draw, as RETURNN takes for every initial parameter."""
+    return torch.Generator(device=device or "cpu").manual_seed(int(ambient.static_rng.randint(2**31)))
 
 
 def get_random_state() -> dict[str, Any]:
@@ -48,6 +54,7 @@ def random(
     minval: Any = None,
     maxval: Any = None,
     seed: Any = None,
+    static: bool | None = None,
     like: Any = None,
     out: Tensor | None = None,
     **_ignored: Any,
@@ -69,6 +76,8 @@ def random(
     if seed is not None:
         number = int(np.asarray(seed).ravel()[0]) if not isinstance(seed, int) else seed
         generator = torch.Generator(device=device or "cpu").manual_seed(number)
+    elif static:
+        generator = static_generator(device)
     parameters = [_number(v, dims) for v in (mean, stddev, bound, minval, maxval)]
     raw = _sample(shape, distribution, torch_dtype(dtype), device, generator, *parameters)
     result = Tensor(
