@@ -128,6 +128,7 @@ class NgramScorer:
 
     max_score = 0.0
 
+    @torch.inference_mode(False)  # the rows are filled later, maybe outside of that mode
     def __init__(self, model: ArpaModel | str | Path, labels: Sequence[str], bos: int, eos: int | None) -> None:
         self.model = model if isinstance(model, ArpaModel) else read_arpa(model)
         self.vocab_size = len(labels)
@@ -180,10 +181,12 @@ class NgramScorer:
         found = self._ids.get(context)
         return self._add(context) if found is None else found
 
+    @torch.inference_mode(False)
     def _add(self, context: Context) -> int:
         row = torch.full((self.vocab_size,), -math.inf)
         if context:
-            row = self._rows[self._id(context[1:])] + self.model.backoffs.get(context, 0.0)
+            shorter = self._id(context[1:])  # before the rows are looked at: it may make room for more
+            row = self._rows[shorter] + self.model.backoffs.get(context, 0.0)
         for word, log_prob in self.model.log_probs.get(context, {}).items():
             row[self._columns.get(word, [])] = log_prob
         number = self._ids[context] = len(self._contexts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from returnn_hydra.search.ngram import NgramScorer, read_arpa
+from returnn_hydra.search.ngram_estimate import estimate_ngrams
 from returnn_hydra.search.scorer import Encoded
 
 ARPA = """
@@ -142,3 +144,30 @@ def test_probabilities_of_a_bigram_model_sum_to_one(tmp_path: Path) -> None:
     for label in itertools.chain([0], [1, 2, 2, 1, 1]):
         row, state = scorer.score(torch.tensor([[label]]), state)
         assert float(row.logsumexp(-1)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_rows_are_filled_inside_and_outside_of_inference_mode(arpa: Path) -> None:
+    with torch.inference_mode():
+        scorer = NgramScorer(arpa, LABELS, bos=0, eos=0)
+    state = scorer.initial_state(Encoded(torch.tensor([1])))
+    for label in (0, 1, 2):
+        row, state = scorer.score(torch.tensor([[label]]), state)
+        assert not row.is_inference()
+
+
+def test_more_contexts_than_there_was_room_for() -> None:
+    """Rows of shorter contexts are added while that of a longer one is; they are those of scorers that have room."""
+    words = [chr(ord("a") + i) for i in range(26)]
+    rng = random.Random(1)
+    sentences = [rng.choices(words, k=6) for _ in range(60)]
+    model = estimate_ngrams(sentences, 4)
+    labels = ["#", *words]
+    scorer = NgramScorer(model, labels, bos=0, eos=0)
+    for sentence in sentences:
+        fresh = NgramScorer(model, labels, bos=0, eos=0)
+        states = [s.initial_state(Encoded(torch.tensor([1]))) for s in (scorer, fresh)]
+        for word in ["#", *sentence]:
+            label = torch.tensor([[labels.index(word)]])
+            row, states[0] = scorer.score(label, states[0])
+            expected, states[1] = fresh.score(label, states[1])
+            assert torch.equal(row, expected)
