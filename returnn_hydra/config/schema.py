@@ -77,6 +77,10 @@ class Config:
     overrides: str | None = None
     allow_targets: list[str] = field(default_factory=list)
     outputs: str = "outputs"
+    returnn_config: Any = None
+    """A RETURNN configuration file (or several): it takes the place of all that is below."""
+    returnn: dict[str, Any] = field(default_factory=dict)
+    """With `returnn_config`: further keys of RETURNN, over those of the files."""
     data_folder: str = "data"
     """Where the scripts/prepare_*.py put the files of the recipes."""
 
@@ -172,8 +176,6 @@ MINIMUM: dict[str, float] = {
 def register() -> None:
     """Make the schema known to Hydra, under a name that is no choice of any group."""
     node = OmegaConf.structured(Config)
-    for (
-        path
-    ) in ENTRIES:  # OmegaConf can't grow a dictionary of dataclasses from the command line: compose.py checks them
+    for path in (*ENTRIES, "returnn"):  # OmegaConf can't grow a typed dictionary from the command line
         OmegaConf.set_struct(OmegaConf.select(node, path), False)
     ConfigStore.instance().store(group="schema", name="config", node=node, package="_global_")

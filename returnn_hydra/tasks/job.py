@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from returnn_hydra.build import Builder
-from returnn_hydra.config.compose import Composed, finish
+from returnn_hydra.config.compose import Composed, finish, override_key
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import run_name
 from returnn_hydra.config.schema import Config
@@ -69,6 +69,8 @@ def dismiss_followers() -> None:
 def _run(job: Job) -> Any:
     composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(job.composed))
     assert isinstance(composed, DictConfig)
+    if composed.returnn_config is not None:
+        return _run_returnn(job, composed)
     config = finish(composed, job.overrides)
     folder = RunFolder(_folder(config, job.choices, job.overrides))
     ranks = Ranks.start(config.values["distributed_timeout"])
@@ -94,6 +96,24 @@ def _run(job: Job) -> Any:
                 with contextlib.suppress(StateError) if failure else contextlib.nullcontext():
                     write_result(folder.disk, folder.path, failure, facts)
     return facts["score"]
+
+
+def _run_returnn(job: Job, composed: DictConfig) -> Any:
+    from returnn_hydra.tasks.returnn_job import run_returnn_job  # the frontend takes a second to import
+
+    keys = [override_key(word) for word in job.overrides]
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    folder = None
+    if composed.name is not None:
+        folder = Path(composed.outputs) / _checked(composed.name)
+    elif job.in_sweep:
+        files = values["returnn_config"]
+        first = Path(files if isinstance(files, str) else files[0])
+        folder = Path(composed.outputs) / run_name({"experiment": first.stem}, job.overrides, DEFAULT_CHOICES)
+    task = job.choices.get("task") if "task" in keys else None
+    by_key = {str(key): value for key, value in values.items()}
+    return run_returnn_job(by_key, job.overrides, task, folder, Ranks.start(composed.distributed_timeout))
 
 
 def _folder(config: Composed, choices: dict[str, Any], overrides: list[str]) -> Path:

@@ -117,13 +117,13 @@ def open_session(
 
     Args:
         overrides: `++key value` of the command line.
-        values: further typed values, over those of the files.
+        values: further typed values, over those of the files, which see them while they are read.
         strict: unknown keys are errors.
 
     Raises:
         ConfigError: a file or a value is wrong.
     """
-    config = load_returnn_config(files, overrides, declared=declared_types(), active=surroundings)
+    config = load_returnn_config(files, overrides, declared=declared_types(), values=values, active=surroundings)
     for key, value in (values or {}).items():
         config.set(key, value)
     return Session(config, check_keys(config, strict), ranks=ranks or Ranks())

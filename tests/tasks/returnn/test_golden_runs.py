@@ -17,7 +17,8 @@ def compare(found, expected):
     assert set(found) == set(expected)
     for epoch, (rate, errors) in expected.items():
         assert found[epoch][0] == pytest.approx(rate, rel=1e-9)
-        assert {key: found[epoch][1][key] for key in errors} == pytest.approx(errors, rel=1e-3)
+        for key, value in errors.items():  # a frame error rate moves in steps: two frames may flip
+            assert found[epoch][1][key] == pytest.approx(value, rel=3e-3 if "fer" in key else 1e-3), (epoch, key)
 
 
 @needs_golden
