@@ -6,6 +6,7 @@ Nothing here imports torch, numpy or h5py, so that --help, --cfg and completion 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the command line in sys.argv; exit code 0, or the error's own (README, "Exit codes")."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         if int(os.environ.get("RANK", "0")) > 0:  # the first of torchrun's processes composes for all
             from returnn_hydra.tasks.job import follow
@@ -51,8 +53,15 @@ def main() -> None:
         print("ERROR 130: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _end(number: int, frame: object) -> None:
+    """A stop signal while there is nothing to save: during the imports, or between two jobs."""
+    sys.exit(143)
 
 
 def _report(error: Exception, wants_traceback: bool) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from returnn_hydra.batch import Batch
 from returnn_hydra.engine.bad_batch import save_batch
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
@@ -92,10 +94,13 @@ class RunStore:
             ChangedConfigError: it was made with another configuration.
             DamagedStateError: there are checkpoints, but no valid one.
         """
+        self.checkpoints.may_be_infinite = [
+            name for name, buffer in trainer.model.named_buffers() if not bool(torch.isfinite(buffer).all())
+        ]
         checkpoint = self.checkpoints.load_newest(trainer.device) if self.resume else None
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         if checkpoint is None:
-            self.checkpoints.check_space(trainer.model.state_dict(), None)
+            self._check_space(trainer)
             for init in reversed(self.init_from):
                 init.apply(trainer.model, self.disk)
             logger.info("Starting at epoch %d", trainer.position.epoch)
@@ -103,6 +108,11 @@ class RunStore:
             refuse_changes(checkpoint.manifest.fingerprint, self.fingerprint, self.allow_changed)
             self._load(trainer, checkpoint)
         self.stop.immediate = False
+
+    def _check_space(self, trainer: Trainer) -> None:
+        """Room for two checkpoints, with the two tensors per parameter that most optimizers keep."""
+        model = trainer.model.state_dict()
+        self.checkpoints.check_space(model, {"first": model, "second": model})
 
     def _load(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         progress, state = checkpoint.progress, checkpoint.progress.state
@@ -133,6 +143,7 @@ class RunStore:
                 self._write_records(trainer.records)
         if trainer.position.epoch > trainer.num_epochs:
             logger.info("Already trained until epoch %d, nothing to do", progress.epoch)
+            self._tidy_up(trainer, last=True)
         elif trainer.position.trained:
             logger.info("Resumed after epoch %d, its evaluation is missing", progress.epoch)
         else:
@@ -205,19 +216,25 @@ class RunStore:
             return
         self.saver.wait()
         self._write_records(trainer.records)
-        scores = {record.epoch: trainer.selection_value(record, self.score) for record in trainer.records}
-        last = trainer.position.epoch >= trainer.num_epochs
-        self.saver.submit(lambda: self._tidy(scores, last))
+        self._tidy_up(trainer, last=trainer.position.epoch >= trainer.num_epochs)
 
     def _write_records(self, records: Sequence[EpochRecord]) -> None:
         ScoreFile(self.folder / SCORES_FILE, self.disk).write([record.to_json() for record in records])
         for write in self.writers:
             write(self.folder, records)
 
-    def _tidy(self, scores: Mapping[int, float], last: bool) -> None:
-        self.retention.apply(self.checkpoints, scores)
-        if last:
-            self.checkpoints.remove_latest()
+    def _tidy_up(self, trainer: Trainer, last: bool) -> None:
+        """In the background: delete the checkpoints that are no longer needed."""
+        if not self.ranks.is_first:
+            return
+        scores = {record.epoch: trainer.selection_value(record, self.score) for record in trainer.records}
+
+        def tidy_up() -> None:
+            self.retention.apply(self.checkpoints, scores)
+            if last:
+                self.checkpoints.remove_latest()
+
+        self.saver.submit(tidy_up)
 
     def wait(self) -> None:
         """Until everything is on the disk."""

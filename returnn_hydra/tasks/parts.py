@@ -15,6 +15,7 @@ from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import NOT_IN_NAME
+from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.init_params import InitFrom
@@ -155,6 +156,8 @@ def fingerprint(config: Composed, world_size: int) -> dict[str, Any]:
         for key, value in flat.items()
         if key.split(".")[0] not in NOT_FINGERPRINTED and not key.startswith(ignored)
     }
+    defaults = _flat(OmegaConf.to_container(OmegaConf.structured(Config)))  # a new key must not make old runs differ
+    known = {key: value for key, value in known.items() if key not in defaults or value != defaults[key]}
     return {**known, "world_size": world_size}
 
 
