@@ -76,6 +76,7 @@ class LogLines(Callback):
             f"{statistics['frames_per_second']:.0f}" if "frames_per_second" in statistics else "?",
             100 * statistics.get("padding_fraction", 0.0),
         )
+        self._warn(trainer, record)
         evaluations = [f"{name}: {format_scores(scores)}" for name, scores in record.scores.items() if name != "train"]
         logger.log(
             RESULTS,
@@ -84,6 +85,16 @@ class LogLines(Callback):
             format_scores(record.scores["train"]),
             " ".join(evaluations) or "(no evaluations)",
         )
+
+    @staticmethod
+    def _warn(trainer: Trainer, record: EpochRecord) -> None:
+        """What the batches of the epoch left out or could not keep to, one line each."""
+        warnings = {"train": record.statistics.get("warnings", [])}
+        for name, data in trainer.eval_data.items():
+            warnings[name] = data.statistics(record.epoch)["warnings"]
+        for name, lines in warnings.items():
+            for line in lines:
+                logger.warning("Epoch %d: %s: %s", record.epoch, name, line)
 
     def on_run_end(self, trainer: Trainer, error: BaseException | None) -> None:
         if error is None:

@@ -101,6 +101,8 @@ class Config:
     forward_callback: Any = None
     forward_data: str = "eval"
     evaluate_data: Any = None
+    check_data: bool = False
+    """task=inspect reads everything: labels within their range, no NaN, no infinity."""
     optimizer: Any = MISSING
     learning_rate: float = 1e-3
     learning_rate_control: Any = None

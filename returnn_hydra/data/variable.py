@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from returnn_hydra.data.checks import spec_differences
 from returnn_hydra.data.concat import ConcatDataset
@@ -36,6 +36,11 @@ class VariableDataset(EpochDataset):
             check_streams(self, dataset, f"get_dataset, epoch {epoch}")
             self._current = epoch, dataset
         return self._current[1].at_epoch(epoch)
+
+
+def in_turn(datasets: Sequence[Dataset], epoch: int) -> Dataset:
+    """The first in epoch 1, the next in epoch 2, ..., and the first again after the last; for VariableDataset."""
+    return datasets[(epoch - 1) % len(datasets)]
 
 
 def check_streams(expected: Dataset, dataset: Dataset, where: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from returnn_hydra.data.collate import collate
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.log import RESULTS
@@ -15,6 +16,8 @@ from returnn_hydra.tasks.context import Context
 
 logger = logging.getLogger(__name__)
 NUM_SHOWN = 3
+BLOCK = 256
+"""Sequences that are checked together."""
 BAR = 40
 
 
@@ -27,6 +30,8 @@ def run(context: Context) -> None:
             logger.log(RESULTS, line)
         if isinstance(loader, Loader) and (known := loader.dataset.at_epoch(1).order_lengths()) is not None:
             lengths[name] = np.asarray(known)
+        if context.values["check_data"]:
+            logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check(loader))
     if lengths:
         file = context.folder.path / "inspect.png"
         draw(lengths, file)
@@ -57,6 +62,21 @@ def describe(name: str, loader: Loader | StreamLoader) -> list[str]:
         )
         lines += [f"  {warning}" for warning in statistics["warnings"]]
     return lines
+
+
+def check(loader: Loader | StreamLoader) -> int:
+    """Read every sequence of epoch 1, used or not; returns how many. Streams of unknown length: what the epoch gives.
+
+    Raises:
+        DataError: the first thing that is wrong: tags, shapes, labels out of their range, NaN or infinity.
+    """
+    if isinstance(loader, StreamLoader):
+        return sum(collated.num_seqs for collated in loader.epoch(1))
+    dataset = loader.dataset.at_epoch(1)
+    for start in range(0, len(dataset), BLOCK):
+        examples = dataset.read(np.arange(start, min(start + BLOCK, len(dataset))))
+        collate(examples, loader.specs, check_finite=True)
+    return len(dataset)
 
 
 def _size(loader: Loader | StreamLoader) -> str:
