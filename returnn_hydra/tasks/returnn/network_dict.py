@@ -27,8 +27,6 @@ class NetworkDict:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        if session.values.get("pretrain") not in (None, False, {}):
-            raise ConfigError("pretrain: not supported; write get_network(epoch) instead, or train in several runs")
         self.specs: dict[str, TensorSpec] = network_specs(session.values, session.builder)
 
     def model(self, epoch: int, step: int) -> nn.Module:
@@ -47,6 +45,21 @@ class NetworkDict:
         except NetworkError as error:
             raise ConfigError(f"network: {error}") from error
         return model.to(self.session.device)
+
+    def check_constant(self, first: int, last: int) -> None:
+        """
+        Raises:
+            ConfigError: `get_network` gives another network at a later epoch of this training.
+        """
+        if not callable(self.session.values.get("get_network") or self.session.values.get("network")):
+            return
+        network = self._network(first)
+        for epoch in range(first + 1, last + 1):
+            if not _same(self._network(epoch), network):
+                raise ConfigError(
+                    f"get_network: the network of epoch {epoch} differs from that of epoch {first}; train them in"
+                    " several runs (num_epochs, import_model_train_epoch1)"
+                )
 
     def _network(self, epoch: int) -> Mapping[str, Any]:
         values = self.session.values
@@ -102,6 +115,15 @@ class NetworkDict:
                 if key == beginning or key.startswith(beginning + "_"):
                     return dataset, f"{word if word == 'error' else kind}:{key.removeprefix(beginning)[1:] or 'output'}"
         return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two networks are the same, functions aside."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return (callable(one) and callable(other)) or one == other
 
 
 def network_losses(model: Any, batch: Batch) -> Mapping[str, Loss]:

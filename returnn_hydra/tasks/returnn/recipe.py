@@ -21,6 +21,9 @@ class Recipe(Protocol):
     def model(self, epoch: int, step: int) -> nn.Module:
         """The model with its first parameters, on the session's device."""
 
+    def check_constant(self, first: int, last: int) -> None:
+        """Raise a ConfigError if the model changes within these epochs."""
+
     def train_step(self) -> Any:
         """(model, batch) -> losses."""
 

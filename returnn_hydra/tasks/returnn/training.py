@@ -14,6 +14,7 @@ from returnn_hydra.callbacks.log_lines import LogLines
 from returnn_hydra.callbacks.tensorboard import TensorBoard
 from returnn_hydra.compat.checkpoint_cleanup import CleanupRule
 from returnn_hydra.compat.training_options import learning_rate_control_node, training_options
+from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.lock import RunLock
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 def train(session: Session, recipe: Recipe) -> float | None:
     """Train up to `num_epochs`; returns the best value of the score that decides the learning rate."""
+    if (session.values.get("torch_distributed") or {}).get("reduce_type") == "param":
+        raise ConfigError("torch_distributed.reduce_type=param: parameters are not averaged; use reduce_type=grad")
     start = training_start(session)
     with contextlib.ExitStack() as stack:
         folder = _open_folder(session, stack)
@@ -96,6 +99,8 @@ def _trainer(session: Session, recipe: Recipe, store: RunStore, start: Start) ->
     names = evaluated_names(values)
     train_data = loader(session, "train", dataset_value(session, "train"), recipe.specs, equal_batches=True)
     eval_data = {name: loader(session, name, dataset_value(session, name), recipe.specs) for name in names}
+    last = max(values.get("num_epochs", DEFAULT_NUM_EPOCHS), values.get("load_epoch") or 0)
+    recipe.check_constant(start.epoch, last)
     model = recipe.model(start.model_epoch, start.step)
     load_parameters(session, model, start, training=True)
     updater = _updater(session, recipe, model, start)
@@ -108,7 +113,6 @@ def _trainer(session: Session, recipe: Recipe, store: RunStore, start: Start) ->
         callbacks["tensorboard"] = TensorBoard(store.folder)
     if values.get("epoch_start") or values.get("epoch_end"):
         callbacks["hooks"] = ConfigHooks(values.get("epoch_start"), values.get("epoch_end"))
-    last = max(values.get("num_epochs", DEFAULT_NUM_EPOCHS), values.get("load_epoch") or 0)
     return Trainer(
         model=model,
         train_step=DataParallelStep(model, step, session.device) if session.ranks.size > 1 else step,

@@ -48,6 +48,9 @@ class UserFunctions:
             made = call_with_wanted(function, {"epoch": epoch, "step": step, "device": device})
             return as_torch_module(made).to(self.session.device)
 
+    def check_constant(self, first: int, last: int) -> None:
+        """`get_model` is called once."""
+
     def train_step(self) -> RFTrainStep:
         return RFTrainStep(self.session.function("train_step"), self.templates)
 

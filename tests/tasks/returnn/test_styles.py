@@ -61,4 +61,6 @@ def test_mini_returnn(run, scores):
         _, length, mass = line.split()
         assert float(mass) == pytest.approx(int(length), rel=1e-4)
     run("mini_returnn.config", task="prior")
-    assert sum(2.718281828 ** float(value) for value in Path("prior.txt").read_text().split()) == pytest.approx(1, abs=1e-4)
+    assert sum(2.718281828 ** float(value) for value in Path("prior.txt").read_text().split()) == pytest.approx(
+        1, abs=1e-4
+    )
