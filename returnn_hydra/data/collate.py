@@ -59,6 +59,12 @@ def collate(
     return Batch(tensors, lengths, list(tags), epoch)
 
 
+def _wrong(seq_tag: str, stream: str, what: str) -> DataError:
+    error = DataError(f"sequence {seq_tag!r}, stream {stream!r}: {what}")
+    error.seq_tag = seq_tag
+    return error
+
+
 def torch_dtype(spec: TensorSpec) -> np.dtype:
     """The numpy dtype of the stream's tensor."""
     return np.dtype(TORCH_DTYPES.get(str(spec.dtype), spec.dtype))
@@ -81,10 +87,10 @@ def check_arrays(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags
         if len(array.shape) != len(spec.shape) or any(
             want is not None and want != found for want, found in zip(spec.shape, array.shape, strict=True)
         ):
-            raise DataError(f"sequence {tag!r}, stream {name!r}: shape {array.shape}, expected {_shape_text(spec)}")
+            raise _wrong(tag, name, f"shape {array.shape}, expected {_shape_text(spec)}")
         text = array.dtype.kind in "OUS"
         if text != (spec.dtype == "string") or not (text or np.can_cast(array.dtype, torch_dtype(spec), "same_kind")):
-            raise DataError(f"sequence {tag!r}, stream {name!r}: values of type {array.dtype}, expected {spec.dtype}")
+            raise _wrong(tag, name, f"values of type {array.dtype}, expected {spec.dtype}")
 
 
 def _shape_text(spec: TensorSpec) -> str:
@@ -127,9 +133,7 @@ def _check_fits(name: str, dtype: np.dtype, arrays: Sequence[np.ndarray], tags: 
         if array.size and array.dtype.kind in "iu" and not np.can_cast(array.dtype, dtype):
             low, high = int(array.min()), int(array.max())
             if low < bounds.min or high > bounds.max:
-                raise DataError(
-                    f"sequence {tag!r}, stream {name!r}: values from {low} to {high} do not fit into {dtype}"
-                )
+                raise _wrong(tag, name, f"values from {low} to {high} do not fit into {dtype}")
 
 
 def _pad_text(spec: TensorSpec, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -158,28 +162,22 @@ def check_values(
             wrong = np.argwhere((array < 0) | (array >= spec.dim))
             if len(wrong):
                 position = tuple(int(axis) for axis in wrong[0])
-                raise DataError(
-                    f"sequence {tag!r}, stream {name!r}: label {array[position]} at {position}, "
-                    f"expected 0 to {spec.dim - 1} (dim={spec.dim})"
-                )
+                expected = f"expected 0 to {spec.dim - 1} (dim={spec.dim})"
+                raise _wrong(tag, name, f"label {array[position]} at {position}, {expected}")
     if check_finite and padded.dtype.kind == "f" and not np.isfinite(padded).all():
         for array, tag in zip(arrays, tags, strict=True):
             wrong = np.argwhere(~np.isfinite(array))
             if len(wrong):
                 position = tuple(int(axis) for axis in wrong[0])
-                raise DataError(
-                    f"sequence {tag!r}, stream {name!r}: {array[position]} at {position}, expected a finite number"
-                )
+                raise _wrong(tag, name, f"{array[position]} at {position}, expected a finite number")
 
 
 def _check_same_length(name: str, other: str, lengths: Mapping[str, Tensor], tags: Sequence[str]) -> None:
     unequal = (lengths[name] != lengths[other]).nonzero()
     if len(unequal):
         i = int(unequal[0])
-        raise DataError(
-            f"sequence {tags[i]!r}: {int(lengths[name][i])} frames in stream {name!r} and "
-            f"{int(lengths[other][i])} in {other!r}, expected the same number (same_length_as)"
-        )
+        found = f"{int(lengths[name][i])} frames, and {int(lengths[other][i])} in {other!r}"
+        raise _wrong(tags[i], name, f"{found}, expected the same number (same_length_as)")
 
 
 def check_specs(specs: Mapping[str, TensorSpec], streams: Mapping[str, TensorSpec]) -> None:

@@ -14,6 +14,9 @@ from returnn_hydra.batch import TensorSpec
 class DataError(Exception):
     """Data that can't be used: names the file, the sequence, the stream, what was found and what was expected."""
 
+    seq_tag: str | None = None
+    """The sequence, where the one who knows its file has still to be asked (see `Dataset.file_of`)."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -64,6 +67,10 @@ class Dataset(ABC):
     def with_streams(self, names: Sequence[str]) -> Dataset:
         """The same corpus, of which only these streams are read; sources that save work by it return another one."""
         return self
+
+    def file_of(self, seq_tag: str) -> str | None:
+        """The file that holds a sequence, for error messages; None if that is not known."""
+        return None
 
     @property
     def is_in_memory(self) -> bool:

@@ -130,9 +130,13 @@ class HDFDataset(Dataset):
         return int(self._bounds[-1])
 
     def seq_tags(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        return [tag.decode("utf-8", "replace") for tag in self._all_tags()[np.asarray(indices, np.int64)].tolist()]
+
+    def _all_tags(self) -> np.ndarray:
+        """(N,) bytes."""
         if self._tags is None:
             self._tags = self._read_tags()
-        return [tag.decode("utf-8", "replace") for tag in self._tags[np.asarray(indices, np.int64)].tolist()]
+        return self._tags
 
     def _read_tags(self) -> np.ndarray:
         tags = np.concatenate([part.read_tags() for part in self._parts])
@@ -146,6 +150,10 @@ class HDFDataset(Dataset):
                     f"({self._file_of(b)}); allow_duplicate_tags=true reads them all the same"
                 )
         return tags
+
+    def file_of(self, seq_tag: str) -> str | None:
+        found = np.nonzero(self._all_tags() == seq_tag.encode())[0]
+        return str(self._file_of(int(found[0]))) if len(found) else None
 
     def _file_of(self, index: int) -> Path:
         return self._parts[int(np.searchsorted(self._bounds, index, "right")) - 1].path

@@ -27,6 +27,9 @@ class ComposedDataset(Dataset):
         """The others."""
         return [self.dataset]
 
+    def file_of(self, seq_tag: str) -> str | None:
+        return next((file for dataset in self._inner() if (file := dataset.file_of(seq_tag)) is not None), None)
+
     @property
     def is_in_memory(self) -> bool:
         return all(dataset.is_in_memory for dataset in self._inner())

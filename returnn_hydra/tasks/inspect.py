@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from returnn_hydra.data.collate import collate
+from returnn_hydra.data.batches import Piece
 from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.reading import BatchReader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.log import RESULTS
 from returnn_hydra.tasks.context import Context
@@ -72,11 +73,11 @@ def check(loader: Loader | StreamLoader) -> int:
     """
     if isinstance(loader, StreamLoader):
         return sum(collated.num_seqs for collated in loader.epoch(1))
-    dataset = loader.dataset.at_epoch(1)
-    for start in range(0, len(dataset), BLOCK):
-        examples = dataset.read(np.arange(start, min(start + BLOCK, len(dataset))))
-        collate(examples, loader.specs, check_finite=True)
-    return len(dataset)
+    reader = BatchReader(loader.dataset, loader.specs, check_finite=True)
+    num_seqs = len(loader.dataset.at_epoch(1))
+    for start in range(0, num_seqs, BLOCK):
+        reader.read((1, Piece(np.arange(start, min(start + BLOCK, num_seqs)))))
+    return num_seqs
 
 
 def _size(loader: Loader | StreamLoader) -> str:

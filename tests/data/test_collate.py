@@ -133,7 +133,7 @@ def test_same_length_as():
     right = examples(data=[np.zeros((2, 2))] * 2, classes=[[1, 2], [3, 4]])
     assert collate(right, specs).lengths["classes"].tolist() == [2, 2]
     wrong = examples(data=[np.zeros((2, 2))] * 2, classes=[[1, 2], [3]])
-    with pytest.raises(DataError, match="'seq-1': 1 frames in stream 'classes' and 2 in 'data'"):
+    with pytest.raises(DataError, match="'seq-1', stream 'classes': 1 frames, and 2 in 'data'"):
         collate(wrong, specs)
 
 
