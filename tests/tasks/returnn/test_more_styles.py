@@ -1,0 +1,240 @@
+"""More ways to write a config: packages, JSON, lines, dataset dicts of several classes, callables, hooks."""
+
+import ast
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.data.hdf_writer import HDFWriter
+
+NETWORK = {
+    "lstm": {"class": "rec", "unit": "lstm", "n_out": 5, "from": "data"},
+    "output": {"class": "softmax", "loss": "ce", "from": "lstm"},
+}
+FUNCTIONS = """
+import torch
+import returnn.frontend as rf
+
+
+class Model(torch.nn.Module):
+    def __init__(self, dim, num_classes):
+        super().__init__()
+        self.out = torch.nn.Linear(dim, num_classes)
+
+    def forward(self, x):
+        return self.out(x.float())
+
+
+def train_step(*, model, extern_data, **_):
+    data, classes = extern_data["data"], extern_data["classes"]
+    logits = model(data.raw_tensor)
+    targets = classes.raw_tensor.flatten().long()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+    loss = rf.convert_to_tensor(loss.view(logits.shape[:2]), dims=data.dims[:2])
+    rf.get_run_ctx().mark_as_loss(loss, "ce", use_normalized_loss=True)
+
+
+def forward_step(*, model, extern_data, **_):
+    data = extern_data["data"]
+    dims = [*data.dims[:2], rf.Dim(2, name="out")]
+    rf.get_run_ctx().mark_as_output(model(data.raw_tensor), "output", dims=dims)
+"""
+OPTIONS = """
+extern_data = {"data": {"dim": 3}, "classes": {"dim": 2, "sparse": True, "available_for_inference": False}}
+batch_size = 60
+optimizer = {"class": "adam", "weight_decay": 0.1}
+learning_rate = 0.01
+num_epochs = 2
+model = "net/model"
+learning_rate_file = "net/learning_rates"
+
+
+def get_model(**_):
+    return Model(3, 2)
+
+
+class Lengths:
+    def init(self, *, model):
+        self.lengths = {}
+
+    def process_seq(self, *, seq_tag, outputs):
+        self.lengths[seq_tag] = outputs["output"].raw_tensor.shape
+
+    def finish(self):
+        with open("lengths.txt", "w") as file:
+            file.write(repr(self.lengths))
+
+
+forward_callback = Lengths
+"""
+
+
+@pytest.fixture
+def hdf(tmp_path):
+    """Two files with 7 sequences each."""
+    rng = np.random.RandomState(1)
+    specs = {"data": TensorSpec(dim=3), "classes": TensorSpec(dim=2, sparse=True)}
+    for name in ("a", "b"):
+        with HDFWriter(tmp_path / f"{name}.hdf", specs, input_stream="data") as writer:
+            for number in range(7):
+                length = 4 + 3 * number % 11
+                values = rng.randn(length, 3).astype("float32")
+                labels = (values[:, 0] > 0).astype("int32")
+                writer.write(f"{name}-{number}", {"data": values, "classes": labels})
+    return tmp_path
+
+
+def train_restart_forward(run, scores, config, tags):
+    run(config, num_epochs=1)
+    run(config)
+    found = scores()
+    assert sorted(found) == [1, 2] and found[2][1]["dev_loss_ce"] < found[1][1]["dev_loss_ce"]
+    assert run(config, task="forward") == len(tags)
+    lengths = ast.literal_eval(Path("lengths.txt").read_text())
+    assert sorted(lengths) == sorted(tags) and all(shape[1] == 2 for shape in lengths.values())
+    if not isinstance(tags, set):
+        assert [shape[0] for shape in lengths.values()] == sorted((s[0] for s in lengths.values()), reverse=True)
+
+
+DATASETS = {
+    "hdf": "{'class': 'HDFDataset', 'files': ['a.hdf', 'b.hdf'],"
+    " 'use_cache_manager': True, 'seq_ordering': 'laplace:.4'}",
+    "partitioned": "{'class': 'HDFDataset', 'files': ['a.hdf', 'b.hdf'],"
+    " 'partition_epoch': 2, 'seq_ordering': 'random'}",
+    "meta": "{'class': 'MetaDataset', 'datasets': {'x': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'y': {'class': 'HDFDataset', 'files': ['a.hdf']}}, 'seq_order_control_dataset': 'x',"
+    " 'data_map': {'data': ('x', 'data'), 'classes': ('y', 'classes')}}",
+    "combined": "{'class': 'CombinedDataset', 'datasets': {'x': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'y': {'class': 'HDFDataset', 'files': ['b.hdf']}}, 'data_map': {('x', 'data'): 'data', ('x', 'classes'):"
+    " 'classes', ('y', 'data'): 'data', ('y', 'classes'): 'classes'}, 'seq_ordering': 'default'}",
+    "multi_proc": "{'class': 'MultiProcDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'num_workers': 1, 'buffer_size': 5}",
+    "postprocessing": "{'class': 'PostprocessingDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'map_seq': double}",
+    "stream": "{'class': 'PostprocessingDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'map_seq_stream': every_second}",
+    "distribute": "{'class': 'DistributeFilesDataset', 'files': ['a.hdf', 'b.hdf'], 'partition_epoch': 2,"
+    " 'get_sub_epoch_dataset': sub_epoch}",
+    "callable": "lambda: {'class': 'HDFDataset', 'files': ['a.hdf']}",
+}
+MAPS = """
+def double(tensors, **_):
+    tensors.data["data"].raw_tensor = tensors.data["data"].raw_tensor * 2
+    return tensors
+
+
+def every_second(stream, **_):
+    for number, tensors in enumerate(stream):
+        if number % 2 == 0:
+            yield tensors
+
+
+def sub_epoch(files):
+    return {"class": "HDFDataset", "files": files}
+"""
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_dicts(run, scores, hdf, name):
+    data = f"train = {DATASETS[name]}\ndev = {{'class': 'HDFDataset', 'files': ['b.hdf']}}\nforward_data = 'dev'\n"
+    Path(hdf / "my.config").write_text("#!rnn.py\n" + FUNCTIONS + MAPS + OPTIONS + data)
+    train_restart_forward(run, scores, "my.config", [f"b-{number}" for number in range(7)])
+
+
+def test_package_with_relative_imports(run, scores, hdf):
+    package = hdf / "experiment"
+    (package / "nets").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "nets" / "__init__.py").write_text("from .linear import Model, forward_step, train_step\n")
+    (package / "nets" / "linear.py").write_text(FUNCTIONS)
+    (package / "config.py").write_text(
+        "from .nets import Model, forward_step, train_step\n"
+        + OPTIONS
+        + "train = {'class': 'HDFDataset', 'files': 'a.hdf'}\n"
+        "dev = eval = {'class': 'HDFDataset', 'files': ['b.hdf']}\n"
+    )
+    train_restart_forward(run, scores, "experiment/config.py", [f"b-{number}" for number in range(7)])
+
+
+def test_network_dict_as_json_and_as_lines(run, scores, hdf):
+    values = {
+        "use_tensorflow": True,
+        "network": NETWORK,
+        "train": {"class": "HDFDataset", "files": ["a.hdf"]},
+        "dev": {"class": "HDFDataset", "files": ["b.hdf"]},
+        "extern_data": {"data": {"dim": 3}, "classes": {"dim": 2, "sparse": True}},
+        "batch_size": 40,
+        "num_epochs": 2,
+        "optimizer": {"class": "nadam"},
+        "learning_rate": 0.01,
+        "model": "net/model",
+        "learning_rate_file": "net/learning_rates",
+    }
+    Path("my.json").write_text("{ // as JSON\n" + json.dumps(values)[1:])
+    lines = [
+        f"{key} {value if isinstance(value, (str, int, float)) else json.dumps(value)}" for key, value in values.items()
+    ]
+    Path("lines.config").write_text("\n".join(lines) + "\n")
+    run("my.json")
+    first = scores()
+    assert first[2][1]["dev_score"] < first[1][1]["dev_score"] and "dev_error" in first[1][1]
+    run("lines.config", model="other/model", learning_rate_file="other/lr")
+    assert scores("other/lr") == first
+    run("my.json", num_epochs=3)
+    assert sorted(scores()) == [1, 2, 3]
+    assert run("my.json", task="forward", forward_data="dev", output_file="out.hdf") == 7
+    assert run("my.json", task="compute_priors", output_file="priors.txt") == 7
+    assert np.exp(np.loadtxt("priors.txt")).sum() == pytest.approx(1)
+    assert run("my.json", task="eval", num_epochs=3) == pytest.approx(scores()[3][1]["dev_score"])
+
+
+def test_rates_batches_and_hooks_from_functions(run, scores, hdf):
+    text = """
+seen = []
+
+
+def dynamic_learning_rate(*, global_train_step, learning_rate, **_):
+    return learning_rate / (1 + global_train_step)
+
+
+def batch_size(*, epoch, **_):
+    return 20 * epoch
+
+
+def epoch_start(*, epoch, step, model, **_):
+    with open("hooks.txt", "a") as file:
+        print("start", epoch, step, type(model).__name__, file=file)
+
+
+def epoch_end(*, epoch, step, **_):
+    with open("hooks.txt", "a") as file:
+        print("end", epoch, step, file=file)
+
+
+calculate_exp_loss = True
+train = {"class": "HDFDataset", "files": ["a.hdf"]}
+eval_datasets = {"devtrain": {"class": "HDFDataset", "files": ["a.hdf"]}}
+"""
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + text)
+    run("my.config")
+    found = scores()[1][1]
+    assert found["devtrain_loss_ce:exp"] == pytest.approx(np.exp(found["devtrain_loss_ce"]))
+    assert [line.split()[:2] for line in Path("hooks.txt").read_text().splitlines()] == [
+        ["start", "1"], ["end", "1"], ["start", "2"], ["end", "2"]
+    ]  # fmt: skip
+    rate = torch.load("net/model.001.pt", weights_only=True)["effective_learning_rate"]
+    steps = torch.load("net/model.001.pt", weights_only=True)["step"]
+    assert rate == pytest.approx(0.01 / steps)
+
+
+def test_config_classes_can_be_pickled(run, hdf):
+    """A config's module stays under its name, so that workers find its functions."""
+    Path("my.config").write_text(
+        "#!rnn.py\ndef f():\n    return 3\ndef check():\n    import pickle\n    return pickle.dumps(f)\n"
+    )
+    assert pickle.loads(run("my.config", task="config:check"))() == 3
