@@ -19,12 +19,14 @@ ctypes.CDLL socket.socket urllib.request.urlopen http.client.HTTPConnection smtp
 multiprocessing.Process threading.Thread asyncio.run signal.signal gc.get_objects inspect.getsource code.interact
 torch.load torch.save torch.jit.load torch.hub.load torch.utils.cpp_extension.load torch.package.PackageImporter
 torch.distributed.checkpoint.load torch.serialization.load torch.nn.functional.torch.load
-torch.nn.modules.module.torch.load torch.optim.optimizer.torch.load torch.optim.lr_scheduler.math.exp torch.nn.utils.parametrize.torch.load
+torch.nn.modules.module.torch.load torch.optim.optimizer.torch.load
+torch.optim.lr_scheduler.math.exp torch.nn.utils.parametrize.torch.load
 numpy.load numpy.memmap numpy.save numpy.ctypeslib.load_library h5py.File sympy.sympify setuptools.Extension
 distutils.spawn.spawn test.support.script_helper.spawn_python hydra.utils.call hydra.utils.instantiate
 omegaconf.OmegaConf.register_new_resolver logging.os.system logging.config.dictConfig
 returnn_hydra.build.importlib.import_module returnn_hydra.build.Builder returnn_hydra.cli.main
-returnn_hydra.cli.os.system returnn_hydra.engine.files.remove returnn_hydra.engine.files.os.remove returnn_hydra.data.files.pickle.loads
+returnn_hydra.cli.os.system returnn_hydra.engine.files.remove
+returnn_hydra.engine.files.os.remove returnn_hydra.data.files.pickle.loads
 returnn_hydra.data.hdf.h5py.File returnn_hydra.data.hdf.os.remove returnn_hydra.config.returnn_config.load_file
 returnn_hydra.callbacks.text.json.dumps returnn_hydra.models.blstm.torch.load returnn_hydra.optim.schedules.math.exp
 returnn_hydra.models.blstm.BLSTM.__init__ returnn_hydra.models.blstm.BLSTM.__class__ torch.nn.Linear.__init__

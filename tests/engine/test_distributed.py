@@ -14,7 +14,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 # six batches of 41 sequences: they come out even, so that no batch is cut in two
-WORDS = ("task=train", "model.hidden_dim=4", "num_epochs=2", "batch_size=100000", "max_seqs=41", "model.input_noise=0", "model.input_norm=false")
+WORDS = (
+    "task=train",
+    "model.hidden_dim=4",
+    "num_epochs=2",
+    "batch_size=100000",
+    "max_seqs=41",
+    "model.input_noise=0",
+    "model.input_norm=false",
+)
 
 
 def torchrun(folder, *words, wait=True):
