@@ -18,8 +18,8 @@ from torch import Tensor
 class TensorSpec:
     """One entry of `extern_data` or `model_outputs`: what a stream of every sequence looks like.
 
-    `shape` is the shape of one sequence, without the batch axis; None marks an axis whose size differs between sequences.
-    The first such axis is the time axis.
+    `shape` is the shape of one sequence, without the batch axis; None marks an axis whose size differs between
+    sequences. The first such axis is the time axis.
 
     Raises:
         ValueError: neither `dim`, `shape` nor `vocab` says how large the stream is, or they contradict each other.
