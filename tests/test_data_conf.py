@@ -17,7 +17,7 @@ DIM, NUM_CLASSES = 4, 3
 SPECS = {"data": TensorSpec(dim=DIM), "classes": TensorSpec(dim=NUM_CLASSES, sparse=True)}
 DATA = ("datasets=hdf", "data_folder=.", f"extern_data.data.dim={DIM}", f"extern_data.classes.dim={NUM_CLASSES}")
 MODEL = ("model=blstm", "model.hidden_dim=4", "num_epochs=2", "name=run", "device=cpu")
-TRAIN = ("task=train", *DATA, *MODEL)
+TRAIN = ("task=train", *DATA, *MODEL, "log_verbosity=5")
 
 
 def write(path, seqs, specs=SPECS):
@@ -135,14 +135,15 @@ def test_tag_missing_in_one_of_the_joined_sets(command, corpus, tmp_path, capsys
 
 
 def _trained():
-    """Whether any step was made."""
-    return any(Path("outputs").rglob("*.pt"))
+    """Whether any step was made: the log has a line for each at verbosity 5."""
+    return any("train, step 0" in log.read_text() for log in Path("outputs").rglob("run.log"))
 
 
 def test_seq_list_filter(command, corpus, tmp_path):
     wanted = ["a-3", "b-2", "a-9"]
     (tmp_path / "tags.txt").write_text("\n".join(wanted) + "\n")
     assert command(*TRAIN, "datasets.train.seq_list_filter=tags.txt") == 0
+    assert _trained()
     frames = sum(len(corpus[tag]["data"]) for tag in wanted)
     assert records()[0]["scores"]["train"]["ce"]["count"] == frames
     assert records()[0]["statistics"]["num_seqs"] == 3
@@ -244,3 +245,26 @@ SELF_CONTAINED = (
 def test_data_sets_without_files_can_be_inspected(command, name, capsys):
     assert command("task=inspect", f"datasets={name}", "name=look", "check_data=true") == 0
     assert "sequences checked" in capsys.readouterr().out
+
+
+def test_every_source_is_in_the_documentation():
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs/data.md").read_text()
+    table = page[page.index("## Sources") : page.index("## Order")]
+    named = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    recipes = {"an4", "an4_test", "digits", "japanese_vowels"}
+    choices = {path.stem for path in (root / "conf/datasets").glob("*.yaml")}
+    assert named == {name for name in choices - recipes if not name.startswith("digits_")}
+
+
+def test_tag_in_two_files(command, corpus, tmp_path, capsys):
+    write(tmp_path / "train.3.hdf", sequences("b", (5, 5), seed=4))
+    assert command(*TRAIN) == 65
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("duplicate seq_tag 'b-0'", "train.2.hdf", "train.3.hdf"))
+    assert not _trained()

@@ -45,7 +45,7 @@ class LogLines(Callback):
     def on_step_end(self, trainer: Trainer, batch: Batch, losses: Mapping[str, Loss]) -> None:
         if not logger.isEnabledFor(BATCHES):
             return
-        scores = {name: Score(float(loss.sum), float(loss.count)) for name, loss in losses.items()}
+        scores = {name: Score(float(loss.sum.detach()), float(loss.count)) for name, loss in losses.items()}
         parts = [f"{name} {format_scores({name: score})}" for name, score in scores.items()]
         position = trainer.position
         elapsed = time.monotonic() - self._started
