@@ -107,7 +107,6 @@ _TRANSLATED = _group(
     ("stop_on_nonfinite_train_score", bool, "on_nonfinite"),
     ("use_tensorboard", bool, "callbacks.tensorboard"),
     ("output_file", str | None, "output_file"),
-    ("search_output_file", str | None, "output_file"),
     ("forward_batch_size", int | dict | None, "batch size of the forward task"),
 )
 
@@ -137,9 +136,9 @@ _USED = _group(
     ("forward_output_layer", str | None, "network"),
     ("forward_override_hdf_output", bool, "forward"),
     ("forward_use_search", bool, "forward"),
+    ("search_output_file", str | None, "search"),
     ("search_output_layer", str | list | None, "search"),
     ("search_output_file_format", str, "search"),
-    ("search_do_eval", bool, "search"),
     ("epoch_start", Function | None, "callbacks"),
     ("epoch_end", Function | None, "callbacks"),
     ("startup_callback", Function | None, "callbacks"),
@@ -157,6 +156,7 @@ _IDLE = _group(
     "idle",
     ("cache_size", Any, "data is read when it is needed, and the operating system caches it"),
     ("update_on_device", bool, _OLD),
+    ("search_do_eval", bool, "task=search writes what it finds; task=eval gives the losses"),
     ("default_input", str | None, "steps take their streams by name"),
     ("log_grad_norm", bool | int | float, "the norm of the gradient is measured, but not logged"),
     ("tensorboard_opts", dict | None, "scores are written after every epoch"),

@@ -118,18 +118,20 @@ def loader(
 
 
 def forward_batches(
-    session: Session, name: str, value: Any, specs: Mapping[str, TensorSpec], epoch: int, sort: bool
+    session: Session, name: str, value: Any, specs: Mapping[str, TensorSpec], epoch: int, order: str
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every sequence of an epoch once, as (positions 0, 1, ... in this order, batch).
 
     Args:
-        sort: longest first, where the lengths are known; else in the data set's own order.
+        order: `longest` first, where the lengths are known; the data set's `own`; or that of the `corpus`.
     """
     conf = dataset_conf(session, name, value)
     conf.update(chunking=None, min_chunk_size=0, min_seq_length=None, max_seq_length=None, shuffle_batches=False)
     if (special := session.values.get("forward_batch_size")) is not None:
         conf["batch_size"] = special
-    sort = sort and not is_generated(conf["source"])
+    if order == "corpus":
+        conf["seq_ordering"] = "default"
+    sort = order == "longest" and not is_generated(conf["source"])
     source = build_source(session.builder, conf, name, specs)
     first = 0
     for batch in _batches(session, name, conf, source, specs, epoch, sort):

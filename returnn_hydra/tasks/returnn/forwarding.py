@@ -67,8 +67,8 @@ def forward_task(session: Session, recipe: UserFunctions, kind: str = "forward")
         callback = _callback(values["forward_callback"])
         step = recipe.forward_step(start.epoch, start.step, function)
     specs = {key: spec for key, spec in recipe.specs.items() if spec.available_for_inference}
-    sort = values.get("sort_dataset", True) not in (False, 0)
-    batches = forward_batches(session, name, value, specs, start.epoch, sort)
+    order = "longest" if values.get("sort_dataset", True) else "own"
+    batches = forward_batches(session, name, value, specs, start.epoch, order)
 
     def run_step(model: nn.Module, batch: Batch) -> Mapping[str, Any]:
         with autocast(session):

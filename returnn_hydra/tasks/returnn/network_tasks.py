@@ -8,11 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from returnn_hydra.batch import Batch, Output
 from returnn_hydra.callbacks.hdf import HDF
 from returnn_hydra.callbacks.priors import Priors
-from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.callbacks.search_output import SearchOutput
+from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.engine.callback import ForwardCallback
 from returnn_hydra.engine.forwarder import ForwardStep, forward
+from returnn_hydra.network.model import NetworkModel
+from returnn_hydra.network.steps import search_step
+from returnn_hydra.search.result import Hypothesis, pack
 from returnn_hydra.tasks.returnn.datasets import forward_batches
 from returnn_hydra.tasks.returnn.forwarding import loaded_model, named_data
 from returnn_hydra.tasks.returnn.network_dict import NetworkDict
@@ -59,14 +64,48 @@ def _forward(
     model: nn.Module,
     step: ForwardStep,
     callback: ForwardCallback,
+    order: str = "own",
 ) -> int:
-    """All sequences in the data set's own order; returns their number."""
+    """All sequences; returns their number."""
     specs = {key: spec for key, spec in recipe.specs.items() if spec.available_for_inference}
-    batches = forward_batches(session, name, value, specs, epoch, sort=False)
+    batches = forward_batches(session, name, value, specs, epoch, order)
     count = forward(model, step, batches, callback, session.device, {})
     logger.info("Forwarded %d sequences of '%s'", count, name)
     return count
 
 
 def network_search(session: Session, recipe: NetworkDict) -> int:
-    raise ConfigError("task=search: not supported for network dicts; use task=forward with a 'decide' layer")
+    """Search `search_data` (default eval) and write `search_output_file`, in corpus order; returns the number."""
+    values = session.values
+    layer = values.get("search_output_layer") or "output"
+    if not isinstance(layer, str):
+        raise ConfigError(f"search_output_layer={layer!r}: several layers are not supported; run the task for each")
+    file, file_format = values.get("search_output_file"), values.get("search_output_file_format", "txt")
+    if not file:
+        raise ConfigError("search_output_file: task=search needs it")
+    if Path(file).exists():
+        raise ConfigError(f"search_output_file={file}: the file exists")
+    name, value = named_data(session, "search_data", "forward_data")
+    model, start = loaded_model(session, recipe)
+    assert isinstance(model, NetworkModel)
+    options = model.net.layers.get(layer)
+    if options is None:
+        raise ConfigError(f"search_output_layer={layer}: no such layer{nearest(layer, model.net.layers)}")
+    target = recipe.specs.get(str(options.get("target") or model.user["target"]))
+    try:
+        output = SearchOutput(
+            Path(file).parent,
+            name,
+            target.vocab if target is not None else None,
+            formats=(file_format,),
+            file=file,
+            num_best=options["class"] != "decide",
+        )
+    except ValueError as error:
+        raise ConfigError(f"search_output_file_format: {error}") from error
+
+    def step(model: Any, batch: Batch) -> dict[str, Output]:
+        found = search_step(model, batch, layer)
+        return pack([[Hypothesis(hyp.labels, hyp.score) for hyp in hypotheses] for hypotheses in found])
+
+    return _forward(session, recipe, name, value, start.epoch, model, step, output, order="corpus")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from returnn_hydra.batch import TensorSpec
+from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.data.hdf_writer import HDFWriter
 
 NETWORK = {
@@ -191,6 +192,43 @@ def test_network_dict_as_json_and_as_lines(run, scores, hdf):
     assert run("my.json", task="compute_priors", output_file="priors.txt") == 7
     assert np.exp(np.loadtxt("priors.txt")).sum() == pytest.approx(1)
     assert run("my.json", task="eval", num_epochs=3) == pytest.approx(scores()[3][1]["dev_score"])
+
+
+def test_search_in_a_network_dict(run, hdf):
+    """A decoder that repeats the class of a frame's sign: what comes out has the corpus's order and a known form."""
+    unit = {
+        "embed": {"class": "linear", "from": "output", "n_out": 4, "activation": None, "initial_output": 0},
+        "prob": {"class": "softmax", "from": ["data:source", "prev:embed"], "target": "classes", "loss": "ce"},
+        "output": {"class": "choice", "from": "prob", "target": "classes", "beam_size": 3, "initial_output": 0},
+    }
+    text = f"""#!rnn.py
+use_tensorflow = True
+network = {{
+    "output": {{"class": "rec", "from": "data", "target": "classes", "unit": {unit!r}}},
+    "decision": {{"class": "decide", "from": "output", "target": "classes"}},
+}}
+train = {{"class": "HDFDataset", "files": ["a.hdf"]}}
+eval = {{"class": "HDFDataset", "files": ["b.hdf"]}}
+extern_data = {{
+    "data": {{"dim": 3}},
+    "classes": {{"vocab": {{"class": "Vocabulary", "labels": ["n", "p"], "unknown_label": None}}}},
+}}
+batch_size = 40
+num_epochs = 1
+learning_rate = 0.01
+model = "net/model"
+"""
+    Path("my.config").write_text(text)
+    run("my.config")
+    assert run("my.config", task="search", search_output_file="beam.py", search_output_file_format="py") == 7
+    beam = ast.literal_eval(Path("beam.py").read_text())
+    assert list(beam) == [f"b-{number}" for number in range(7)]
+    assert all(scores == sorted(scores, reverse=True) for scores in ([s for s, _ in hyps] for hyps in beam.values()))
+    best = {"search_output_layer": "decision", "search_output_file_format": "py"}
+    run("my.config", task="search", search_output_file="best.py", **best)
+    assert ast.literal_eval(Path("best.py").read_text()) == {tag: hyps[0][1] for tag, hyps in beam.items()}
+    with pytest.raises(ConfigError, match="the file exists"):
+        run("my.config", task="search", search_output_file="best.py", **best)
 
 
 def test_rates_batches_and_hooks_from_functions(run, scores, hdf):
