@@ -12,7 +12,7 @@ speaker with pauses of silence around them. Written are, for every speaker S,
     all.S.hdf        strings of all recordings, to test on when S was held out of training
     train.without_S.txt, dev.without_S.txt   the train and dev files of the others
 
-The features are 40 log-mel energies, every feature with mean 0 and standard deviation 1 over the string. Everything
+The features are 24 log-mel energies, every feature with mean 0 and standard deviation 1 over the string. Everything
 that is written is a function of the recordings and the seed.
 """
 
@@ -34,15 +34,19 @@ from returnn_hydra.data.hdf_writer import HDFWriter
 from returnn_hydra.data.perturb import change_speed
 
 SAMPLE_RATE = 8_000
-NUM_MELS = 40
+NUM_MELS = 24
+"""Filters so wide that they do not resolve the harmonics of the voice."""
 STEP = 0.010
 """Seconds between frames."""
 MAX_DIGITS = 7
 PAUSE = (0.05, 0.35)
 """Shortest and longest pause, in seconds."""
 SPEEDS = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
-TEMPOS = (0.8, 0.9, 1.0, 1.1, 1.25)
-SNR_DB = (10.0, 40.0)
+TEMPOS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4)
+SNR_DB = (3.0, 35.0)
+EQUALIZER_DB, EQUALIZER_KNOTS = 8.0, 8
+GAIN_DB = 6.0
+"""Largest difference of a digit to the string."""
 NUM_STRINGS = {"train": 1600, "dev": 60, "test": 100, "all": 200}
 """Per speaker."""
 
@@ -79,29 +83,36 @@ def read_recordings(folder: Path) -> dict[str, list[Recording]]:
 
 
 def strings(
-    recordings: Sequence[Recording], num: int, rng: np.random.Generator
+    recordings: Sequence[Recording], num: int, rng: np.random.Generator, gain_db: float = 0.0
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Waveforms (S,) and digits of `num` random strings."""
+    """Waveforms (S,) and digits of `num` random strings; each digit is up to `gain_db` louder or softer."""
     for _ in range(num):
         chosen = [recordings[i] for i in rng.integers(len(recordings), size=rng.integers(1, MAX_DIGITS + 1))]
         pauses = [np.zeros(int(rng.uniform(*PAUSE) * SAMPLE_RATE)) for _ in range(len(chosen) + 1)]
         pieces = [pauses[0]]
         for recording, pause in zip(chosen, pauses[1:], strict=True):
-            pieces += [recording.audio, pause]
+            pieces += [recording.audio * 10 ** (rng.uniform(-gain_db, gain_db) / 20), pause]
         yield np.concatenate(pieces), [recording.digit for recording in chosen]
 
 
 def augmented(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The waveform (S,) as another speaker, room and microphone might have given it: another speed (pitch and formants
-    go along), a tilted spectrum, and for every other string white noise.
+    go along), another frequency response, and for three of four strings noise.
     """
-    audio = change_speed(audio, SPEEDS[rng.integers(len(SPEEDS))])
-    tilt = rng.uniform(-0.5, 0.9)  # one zero: low frequencies are damped (above 0) or raised
-    audio = audio - tilt * np.concatenate([[0.0], audio[:-1]])
-    if rng.random() < 0.5:
-        noise = rng.standard_normal(len(audio)) * np.sqrt((audio**2).mean())
-        audio = audio + noise * 10 ** (-rng.uniform(*SNR_DB) / 20)
+    audio = equalized(change_speed(audio, SPEEDS[rng.integers(len(SPEEDS))]), rng)
+    if rng.random() < 0.75:
+        noise = equalized(rng.standard_normal(len(audio)), rng)
+        level = np.sqrt((audio**2).mean() / (noise**2).mean())
+        audio = audio + noise * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
     return audio
+
+
+def equalized(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The waveform (S,) with random gains at some frequencies, and straight lines in dB between these."""
+    spectrum = np.fft.rfft(audio)
+    knots = rng.uniform(-EQUALIZER_DB, EQUALIZER_DB, EQUALIZER_KNOTS)
+    gains = np.interp(np.linspace(0, EQUALIZER_KNOTS - 1, len(spectrum)), np.arange(EQUALIZER_KNOTS), knots)
+    return np.fft.irfft(spectrum * 10 ** (gains / 20), n=len(audio))
 
 
 def features(tempo: float = 1.0) -> AudioFeatures:
@@ -117,14 +128,15 @@ def features(tempo: float = 1.0) -> AudioFeatures:
 
 
 def write_strings(path: Path, part: str, recordings: Sequence[Recording], seed: int) -> int:
-    """An HDF file with the streams `data` (T, 40) and `classes`; how many frames there are."""
+    """An HDF file with the streams `data` (T, 24) and `classes`; how many frames there are."""
     speaker = recordings[0].speaker
     rng = np.random.default_rng([seed, zlib.crc32(f"{part} {speaker}".encode())])
     extractors = [features(tempo) for tempo in TEMPOS] if part == "train" else [features()]
     specs = {"data": extractors[0].spec, "classes": TensorSpec(dim=10, sparse=True)}
+    gain_db = GAIN_DB if part == "train" else 0.0
     num_frames = 0
     with HDFWriter(path, specs, labels={"classes": [str(d) for d in range(10)]}, overwrite=True) as writer:
-        for number, (audio, digits) in enumerate(strings(recordings, NUM_STRINGS[part], rng)):
+        for number, (audio, digits) in enumerate(strings(recordings, NUM_STRINGS[part], rng, gain_db)):
             tag = f"{part}-{speaker}-{number:04d}"
             audio = augmented(audio, rng) if part == "train" else audio
             frames = extractors[rng.integers(len(extractors))](audio, SAMPLE_RATE, seq_tag=tag)

@@ -53,7 +53,12 @@ class LSTM(nn.LSTM):
 
         Returns:
             (B, T, D*H) and (B,).
+
+        Raises:
+            ValueError: another number of features than `input_size` (the fast kernel would read other memory).
         """
+        if features.shape[-1] != self.input_size:
+            raise ValueError(f"LSTM: {features.shape[-1]} features, but input_size={self.input_size}")
         if features.is_cuda:  # cuDNN has fused kernels for packed sequences
             return self.forward_with_state(features, lengths)[0], lengths
         time_major = features.transpose(0, 1)

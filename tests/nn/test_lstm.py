@@ -120,3 +120,8 @@ def test_dropout_is_between_layers_and_only_in_training():
     assert torch.equal(lstm(features, lengths)[0], lstm(features, lengths)[0])
     single = LSTM(5, 7, num_layers=1, dropout=0.5)
     assert torch.equal(single(features, lengths)[0], single(features, lengths)[0])
+
+
+def test_another_number_of_features_is_refused():
+    with pytest.raises(ValueError, match="LSTM: 6 features, but input_size=5"):
+        LSTM(5, 7, bidirectional=True)(torch.zeros(2, 3, 6), torch.tensor([3, 2]))
