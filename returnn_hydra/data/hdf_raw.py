@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from operator import floordiv
+from array import array
 
 import h5py
 import numpy as np
@@ -104,13 +104,16 @@ def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
     if not whole_rows and (dataset.ndim != 2 or dataset.shape[1] % dataset.chunks[1]):
         return None
     grid = tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    offsets = np.full(grid, -1, np.int64)
-    chunk = dataset.chunks
+    corners, places = array("q"), array("q")  # not lists of objects: many would set off the garbage collector
 
-    def note(info: h5py.h5d.StoreInfo) -> None:  # keeps no objects: many of them would set off the garbage collector
-        offsets[tuple(map(floordiv, info.chunk_offset, chunk))] = info.byte_offset
+    def note(info: h5py.h5d.StoreInfo) -> None:
+        corners.extend(info.chunk_offset)
+        places.append(info.byte_offset)
 
     dataset.id.chunk_iter(note)
+    offsets = np.full(grid, -1, np.int64)
+    corner = np.frombuffer(corners, np.int64).reshape(-1, dataset.ndim) if places else np.empty((0, dataset.ndim), int)
+    offsets[tuple((corner // dataset.chunks).T)] = places
     if (offsets < 0).any():  # never written: HDF5 fills it in
         return None
-    return RawRows(path, dataset, chunk, offsets)
+    return RawRows(path, dataset, dataset.chunks, offsets)
