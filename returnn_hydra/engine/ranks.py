@@ -43,6 +43,12 @@ class Ranks:
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
+    def leave(self) -> None:
+        """Leave the process group; all ranks do so before their processes end (gloo aborts otherwise, now and then)."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     @property
     def is_first(self) -> bool:
         """This one writes files and log lines."""

@@ -59,11 +59,14 @@ def follow() -> None:
     ranks = Ranks.start(FOLLOWER_TIMEOUT)
     while (job := ranks.broadcast(None)) is not None:
         _run(job)
+    ranks.leave()
 
 
 def dismiss_followers() -> None:
     """The first rank has no more jobs."""
-    Ranks.start(FOLLOWER_TIMEOUT).broadcast(None)
+    ranks = Ranks.start(FOLLOWER_TIMEOUT)
+    ranks.broadcast(None)
+    ranks.leave()
 
 
 def _run(job: Job) -> Any:
