@@ -16,7 +16,16 @@ TASKS = {"evaluate": "eval"}
 """Our word to RETURNN's, where they differ."""
 SAME = ("num_epochs", "batch_size", "max_seqs", "learning_rate", "device", "log_verbosity", "load_epoch")
 RENAMED = {"seed": "random_seed"}
-OF_THE_JOB = ("returnn_config", "returnn", "task", "name", "outputs", "allow_targets", "distributed_timeout")
+OF_THE_JOB = (
+    "returnn_config",
+    "returnn",
+    "experiment",
+    "task",
+    "name",
+    "outputs",
+    "allow_targets",
+    "distributed_timeout",
+)
 """Keys of the command line that are no keys of RETURNN's."""
 
 
