@@ -1,5 +1,6 @@
 """Data of every kind by the command line: sources, orders, batches, workers, and what happens when data are bad."""
 
+import gzip
 import json
 import math
 import re
@@ -268,3 +269,44 @@ def test_tag_in_two_files(command, corpus, tmp_path, capsys):
     message = capsys.readouterr().err
     assert all(word in message for word in ("duplicate seq_tag 'b-0'", "train.2.hdf", "train.3.hdf"))
     assert not _trained()
+
+
+OVER_HDF = (
+    "chunk", "combine", "concat", "concat_seqs", "curriculum", "distribute_files", "filter", "postprocessing",
+    "postprocessing_stream", "random_subset", "repeat", "specaugment", "variable",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVER_HDF)
+def test_data_sets_over_hdf_files_give_batches(command, tmp_path, name):
+    for i, file in enumerate(("train", "train.1", "train.2", "dev", "read", "spontaneous", "clean", "noisy")):
+        write(tmp_path / f"{file}.hdf", sequences(file, range(30, 40), seed=i))
+    (tmp_path / "train.tags.txt").write_text("train-1\ntrain-5\n")
+    (tmp_path / "train.joined.txt").write_text("train-1;train-5\ntrain-2;train-0;train-3\n")
+    (tmp_path / "train.files.txt").write_text("train.1.hdf\ntrain.2.hdf\n")
+    words = ["data_folder=.", f"extern_data.data.dim={DIM}", f"extern_data.classes.dim={NUM_CLASSES}"]
+    words += ["datasets.train.source.partition_epoch=2"] if name == "distribute_files" else []
+    words += ["datasets.train.source.size=0.5"] if name == "random_subset" else []
+    train = ("task=train", f"datasets={name}", *MODEL, "num_epochs=1", *words)
+    assert command(*train) == 0
+    expected = {"filter": 2, "concat_seqs": 2, "random_subset": 5, "concat": 20, "repeat": 20, "combine": 1500}
+    assert records()[0]["statistics"]["num_seqs"] == expected.get(name, 10)
+
+
+def test_translation_and_numpy_dump_can_be_inspected(command, tmp_path, capsys):
+    for side, words in (("source", "ein haus"), ("target", "a house")):
+        (tmp_path / f"{side}.vocab.txt").write_text("\n".join([*words.split(), "<unk>"]) + "\n")
+        with gzip.open(tmp_path / f"train.{side}.txt.gz", "wt") as file:
+            file.write(f"{words}\n{words} xyz")
+    small = ("data_folder=.", "check_data=true")
+    dims = ("extern_data.data.dim=3", "extern_data.classes.dim=3")
+    assert command("task=inspect", "datasets=translation", "name=text", *small, *dims) == 0
+    np.savetxt(tmp_path / "train.0.data.txt.gz", np.ones((4, 3)))
+    np.savetxt(tmp_path / "train.0.targets.txt.gz", np.array([0, 1, 2, 2]))
+    assert command("task=inspect", "datasets=numpy_dump", "name=dump", *small, *dims) == 0
+    shown = capsys.readouterr().out
+    assert "train: 2 sequences checked" in shown
+    assert "train: 1 sequences checked" in shown
+    np.savetxt(tmp_path / "train.0.targets.txt.gz", np.array([0, 1, 1.5, 2]))
+    assert command("task=inspect", "datasets=numpy_dump", "name=dump", *small, *dims) == 65
+    assert "train.0.targets.txt.gz: label 1.5 at 2" in capsys.readouterr().err

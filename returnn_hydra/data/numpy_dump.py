@@ -77,7 +77,12 @@ class NumpyDumpDataset(Dataset):
     def _load(self, number: int, kind: str, stream: str, ndim: int) -> np.ndarray:
         path = self._file(number, kind)
         try:
-            array = np.loadtxt(path, dtype=np.float32 if ndim == 2 else np.int32, ndmin=ndim)  # type: ignore[call-overload]
+            array = np.loadtxt(path, ndmin=ndim)  # type: ignore[call-overload]
         except (OSError, EOFError, ValueError) as error:
             raise DataError(f"{path}: {error}") from error
+        if kind == "targets":  # savetxt writes labels as 1.000e+00 by default
+            wrong = np.flatnonzero(array.ravel() % 1 != 0)
+            if len(wrong):
+                raise DataError(f"{path}: label {array.ravel()[wrong[0]]} at {wrong[0]}, expected whole numbers")
+            array = array.astype(np.int64)
         return checked_array(array, self.streams[stream], f"{path}, stream {stream!r}")
