@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.tasks.data import build_loader, build_source
 from returnn_hydra.tasks.returnn.session import Session
 
+logger = logging.getLogger(__name__)
 NAMES = ("train", "dev", "eval")
 GENERATED = DATA + "generating."
 
@@ -100,8 +102,8 @@ def loader(
     With a plain number as `batch_size`, every stream of the data counts, also those that extern_data leaves out.
     """
     conf = dataset_conf(session, name, value)
-    source = build_source(session.builder, conf, name, specs)
-    counted = dict(specs)
+    source, read = open_source(session, conf, name, specs)
+    counted = dict(read)
     if not isinstance(conf["batch_size"], Mapping) and not session.is_network:
         counted |= {key: spec for key, spec in source.streams.items() if key not in specs and spec.has_time}
     return build_loader(
@@ -115,6 +117,23 @@ def loader(
         equal_batches=equal_batches,
         pin_memory=session.device.type == "cuda",
     )
+
+
+def open_source(session: Session, conf: Mapping[str, Any], name: str, specs: Mapping[str, TensorSpec]) -> Any:
+    """(the source, what to read of it). Another number of classes than extern_data's is taken as the data has it.
+
+    RETURNN does not compare these numbers either; a class index that the data itself doesn't know is an error.
+    """
+    source = session.builder.build(conf["source"], f"{name}.source")
+    streams = getattr(source, "streams", {})
+    read = {}
+    for key, spec in specs.items():
+        found = streams.get(key)
+        if found is not None and found.sparse and spec.sparse and found.dim not in (None, spec.dim):
+            logger.warning("%s: stream '%s' has %s classes, extern_data says %s", name, key, found.dim, spec.dim)
+            spec = dataclasses.replace(spec, dim=found.dim, vocab=None)
+        read[key] = spec
+    return build_source(session.builder, {**conf, "source": source}, name, read), read
 
 
 def forward_batches(
@@ -132,9 +151,9 @@ def forward_batches(
     if order == "corpus":
         conf["seq_ordering"] = "default"
     sort = order == "longest" and not is_generated(conf["source"])
-    source = build_source(session.builder, conf, name, specs)
+    source, read = open_source(session, conf, name, specs)
     first = 0
-    for batch in _batches(session, name, conf, source, specs, epoch, sort):
+    for batch in _batches(session, name, conf, source, read, epoch, sort):
         yield np.arange(first, first + batch.num_seqs), batch
         first += batch.num_seqs
 

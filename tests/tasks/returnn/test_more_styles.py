@@ -162,6 +162,15 @@ def test_package_with_relative_imports(run, scores, hdf):
     train_restart_forward(run, scores, "experiment/config.py", [f"b-{number}" for number in range(7)])
 
 
+def test_another_number_of_classes_than_in_the_data(run, scores, hdf):
+    """As in RETURNN, the config's number is the model's, the file's that of the file."""
+    options = OPTIONS.replace('"classes": {"dim": 2', '"classes": {"dim": 4').replace("Model(3, 2)", "Model(3, 4)")
+    data = "train = dev = {'class': 'HDFDataset', 'files': ['a.hdf']}\n"
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + options + data)
+    run("my.config", num_epochs=1)
+    assert "dev_loss_ce" in scores()[1][1]
+
+
 def test_network_dict_as_json_and_as_lines(run, scores, hdf):
     values = {
         "use_tensorflow": True,
