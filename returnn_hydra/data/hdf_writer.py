@@ -60,6 +60,7 @@ class HDFWriter:
         self.specs: dict[str, TensorSpec] | None = None
         self._refuse_existing()
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
+        os.fchmod(handle, 0o666 & ~current_umask())
         os.close(handle)
         self._temporary = Path(name)
         self._file: h5py.File | None = h5py.File(name, "w")
@@ -296,3 +297,10 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def current_umask() -> int:
+    """The permissions that this process's new files do not get."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
