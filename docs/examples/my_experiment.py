@@ -1,12 +1,12 @@
 """Overrides in Python: `python run.py task=train overrides=docs/examples/my_experiment.py name=mine`.
 
-Names of configuration keys replace their values; a callable may stand where the configuration has a node. The command line
-wins over this file.
+Names of configuration keys replace their values; a callable may stand where the configuration has a node. The command
+line wins over this file.
 """
 
 num_epochs = 3
 batch_size = 500
-model = dict(hidden_dim=32)
+model = {"hidden_dim": 32}
 
 
 def train_step(model, batch):

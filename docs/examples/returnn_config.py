@@ -1,11 +1,10 @@
 #!rnn.py
 """A RETURNN config as it is: `python scripts/rnn.py docs/examples/returnn_config.py ++num_epochs 2`."""
 
-import torch
-from torch import nn
-
 import returnn.frontend as rf
+import torch
 from returnn.tensor import TensorDict
+from torch import nn
 
 task = "train"
 backend = "torch"

@@ -1,9 +1,11 @@
+import os
 
+import numpy as np
+
+from returnn_hydra.data.hdf_writer import HDFWriter
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path):
-    import os
-
     before = os.umask(0o027)
     try:
         with HDFWriter(tmp_path / "a.hdf") as writer:
