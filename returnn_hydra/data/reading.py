@@ -142,8 +142,9 @@ def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator
                 raise batch
             done += 1
             yield batch
-    except (RuntimeError, OSError) as error:  # torch's signal handler raises wherever the process happens to be
-        raise DataError(f"a loader worker failed at batch {done}, {describe(done)}: {error}") from error
+    except (RuntimeError, OSError, EOFError) as error:  # torch's signal handler raises wherever the process is
+        what = str(error) or "it ended while it sent a batch"
+        raise DataError(f"a loader worker failed at batch {done}, {describe(done)}: {what}") from error
     finally:
         shutdown = getattr(batches, "_shutdown_workers", None)
         if shutdown is not None:
