@@ -11,7 +11,7 @@ from returnn_hydra.config.compose import override_key
 NOT_IN_NAME = frozenset(
     "task name run outputs data_folder overrides allow_targets device num_threads log_verbosity log_every num_epochs "
     "load_epoch forward_step forward_callback forward_data evaluate_data model_outputs search search_output "
-    "output_file replay_file callbacks debug keep_last keep_best keep_epochs score checkpoint_every stop_after "
+    "replay_file callbacks keep_last keep_best keep_epochs score checkpoint_every stop_after "
     "steal_lock allow_changed on_oom distributed_timeout "
     "datasets model experiment returnn_config".split()
 )

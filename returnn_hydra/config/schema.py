@@ -109,8 +109,6 @@ class Config:
     search: Any = None
     search_output: Any = None
     callbacks: dict[str, Any] = field(default_factory=dict)
-    debug: Any = None
-    output_file: str | None = None
 
     batch_size: Any = None
     max_seqs: int | None = None
