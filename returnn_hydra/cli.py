@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from returnn_hydra.config.help import help_text, wants_help
 from returnn_hydra.config.hydra_errors import explain
 from returnn_hydra.config.paths import config_dir
 from returnn_hydra.config.saved_run import with_saved_overrides
@@ -32,6 +33,9 @@ def run_job(composed: DictConfig) -> Any:
 
 def main() -> None:
     """Run the command line in sys.argv; exit code 0, or the error's own (README, "Exit codes")."""
+    if wants_help(sys.argv[1:]):
+        print(help_text(sys.argv[1:]))
+        return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
     before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
