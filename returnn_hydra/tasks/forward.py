@@ -65,15 +65,30 @@ def forward_data(
     Args:
         more_streams: streams that are used where the data set has them, though not `available_for_inference`.
     """
-    conf = context.dataset_conf(name, "forward_data")
     specs = {key: spec for key, spec in context.extern_data.items() if spec.available_for_inference}
+    batches = data_batches(context, name, specs, more_streams)
+    return forward(model, step, batches, callback, context.device, model_outputs or {})
+
+
+def data_batches(
+    context: Context, name: str, specs: dict[str, TensorSpec], more_streams: Collection[str] = ()
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every sequence of a data set once, see `corpus_batches`.
+
+    Args:
+        specs: the streams that are needed.
+        more_streams: further ones of `extern_data`, used where the data set has them.
+
+    Raises:
+        ConfigError: a stream is missing, or the data set has no corpus order.
+    """
+    conf = context.dataset_conf(name, "forward_data")
     built = build_source(context.builder, conf, f"datasets.{name}", specs)
     if not isinstance(built, Dataset):
         raise ConfigError(f"datasets.{name}: {type(built).__name__} is a stream, whose sequences have no corpus order")
     source = built.at_epoch(1)
-    specs |= {key: context.extern_data[key] for key in more_streams if key in source.streams}
-    batching = Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"])
-    return forward(model, step, corpus_batches(source, specs, batching), callback, context.device, model_outputs or {})
+    more = {key: context.extern_data[key] for key in more_streams if key in source.streams}
+    return corpus_batches(source, {**specs, **more}, Batching(batch_size=conf["batch_size"], max_seqs=conf["max_seqs"]))
 
 
 def corpus_batches(
