@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ class CheckpointStore:
 
         Args:
             model: the model's state dict.
-            optimizer: `{"optimizer": state_dict, "optimizer_class_name", "optimizer_opts", "param_names"}`, or None.
+            optimizer: `{"optimizer": state_dict, "optimizer_class_name", "optimizer_opts", "param_names"}`, or None;
+                maybe also "trained_parameters" (see training_tensors.py).
 
         Raises:
             NonFiniteError: something in the tensors is NaN or infinite; nothing is changed.
@@ -142,7 +143,9 @@ class CheckpointStore:
             NonFiniteError: names the tensors with NaN or infinity.
         """
         check_finite(model, "model", self.may_be_infinite)
-        check_finite((optimizer or {}).get("optimizer", {}), "optimizer")
+        content = optimizer or {}
+        check_finite(content.get("optimizer", {}), "optimizer")
+        check_finite(content.get("trained_parameters", {}), "trained_parameters")
 
     def check_space(self, model: Mapping[str, Any], optimizer: Mapping[str, Any] | None, copies: int = 2) -> None:
         """
@@ -166,14 +169,28 @@ class CheckpointStore:
         return f"{self.prefix}.{epoch:03d}"
 
     def epochs(self) -> list[int]:
-        """The finished epochs with a readable manifest, ascending."""
-        return sorted(manifest.progress.epoch for manifest in self.manifests() if self._is_epoch(manifest))
+        """The finished epochs that have a manifest, ascending; nothing is read."""
+        return sorted(int(match.group(1)) for match in self._matches(self._epoch_manifest))
 
-    def manifests(self) -> list[Manifest]:
-        """Every readable manifest of this run, newest first; unreadable ones are reported in the log."""
-        return self._read([match.group(1) for match in self._matches(self._any_manifest)])
+    def names(self) -> list[str]:
+        """Every checkpoint that has a manifest; nothing is read."""
+        return [match.group(1) for match in self._matches(self._any_manifest)]
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every readable manifest of this run, newest first; unreadable ones are reported in the log.
+
+        Those of finished epochs are read only when it is their turn: a run may have thousands of them.
+        """
+        names = {f"{self.prefix}.{slot}" for slot in SLOTS}.intersection(self.names())
+        slots = self._read(sorted(names))
+        for epoch in reversed(self.epochs()):
+            while slots and slots[0].progress.epoch > epoch:
+                yield slots.pop(0)
+            yield from self._read([self.epoch_name(epoch)])
+        yield from slots
 
     def _read(self, names: list[str]) -> list[Manifest]:
+        """The readable ones of these, newest first."""
         found = []
         for name in names:
             try:
@@ -236,10 +253,9 @@ class CheckpointStore:
                 return self._load(manifest, map_location, with_optimizer=True)
             except (DamagedStateError, StateReadError) as error:
                 logger.error("DAMAGED CHECKPOINT: %s. Falling back to an older one", error)
-        names = [match.group() for match in self._matches(self._any_manifest)]
-        if names:
+        if names := self.names():
             raise DamagedStateError(
-                f"{self.folder}: no valid checkpoint, all are damaged: {', '.join(names)}. "
+                f"{self.folder}: no valid checkpoint, all are damaged: {', '.join(f'{name}.json' for name in names)}. "
                 "Restore them from a copy, or delete them to start anew"
             )
         return None
@@ -257,6 +273,19 @@ class CheckpointStore:
                 f"{self.folder}: no checkpoint of epoch {epoch}, there are {self.epochs() or 'none'}"
             )
         return self._load(self.manifest(name), map_location, with_optimizer)
+
+    def load_named(self, name: str, map_location: Any = "cpu") -> Checkpoint:
+        """The checkpoint with this name (`model.003`, `model.latest.a`), with its optimizer.
+
+        Raises:
+            NoCheckpointError: there is none.
+            DamagedStateError: it is damaged.
+        """
+        if not exists(self.disk, self._path(name, ".json")):
+            raise NoCheckpointError(
+                f"{self._path(name, '.json')}: no such manifest (there is: {', '.join(self.names()) or 'none'})"
+            )
+        return self._load(self.manifest(name), map_location, with_optimizer=True)
 
     def _load(self, manifest: Manifest, map_location: Any, with_optimizer: bool) -> Checkpoint:
         files = {

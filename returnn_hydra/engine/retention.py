@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from returnn_hydra.engine.checkpoint import CheckpointStore
+from returnn_hydra.engine.errors import StateError
 
 SAFETY = 2
 """So many newest valid checkpoints are never deleted: one may become damaged."""
@@ -65,7 +66,7 @@ def delete_epochs(store: CheckpointStore, unneeded: Collection[int]) -> list[int
         return []
     safe: list[int] = []
     for epoch in reversed(store.epochs()):
-        if store.is_valid(store.manifest(store.epoch_name(epoch))):
+        if _is_valid(store, epoch):
             safe.append(epoch)
         if len(safe) == SAFETY:
             break
@@ -75,3 +76,12 @@ def delete_epochs(store: CheckpointStore, unneeded: Collection[int]) -> list[int
     if deleted:
         logger.info("Deleted the checkpoints of epochs %s", ", ".join(map(str, deleted)))
     return deleted
+
+
+def _is_valid(store: CheckpointStore, epoch: int) -> bool:
+    """Damage is reported in the log."""
+    try:
+        return store.is_valid(store.manifest(store.epoch_name(epoch)))
+    except StateError as error:
+        logger.error("DAMAGED CHECKPOINT: %s", error)
+        return False

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from returnn_hydra.batch import Loss
 from returnn_hydra.engine.errors import NonFiniteError
 from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.engine.weight_average import WeightAverage
 from returnn_hydra.optim.gradients import GradientRules
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,8 +51,14 @@ class Updater:
         rules: UpdateRules,
         device: torch.device,
         ranks: Ranks = Ranks(),
+        average: WeightAverage | None = None,
     ) -> None:
+        """
+        Args:
+            average: of the parameters; follows every step.
+        """
         self.model = model
+        self.average = average
         self.optimizer = optimizer
         self.rules = rules
         self.device = device
@@ -101,6 +108,10 @@ class Updater:
         if self.rules.amp == "none":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.rules.amp])
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model has the parameters that are evaluated: averaged, if there is an average."""
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
     def update(
         self,
@@ -225,6 +236,8 @@ class Updater:
             self.scaler.update()
         else:
             self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self.num_updates += 1
         self._consecutive_skipped = 0
 

@@ -16,6 +16,7 @@ from returnn_hydra.config.errors import ConfigError, listed, nearest
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.foreign import ModelFile, load_model_file
+from returnn_hydra.engine.manifest import Progress
 from returnn_hydra.engine.tensor_file import read_foreign_tensors
 from returnn_hydra.frontend.steps import call_with_wanted, user_model
 from returnn_hydra.tasks.returnn.preload import preload
@@ -48,8 +49,9 @@ def training_start(session: Session) -> Start:
         ConfigError: a file or epoch that is asked for does not exist.
     """
     selection = select_checkpoint({**session.values, "task": "train"})
-    if _is_own(session, selection):
-        return Start(selection.start_epoch, _step_of(selection), selection.start_epoch, resume=True)
+    newest = _own_progress(session, selection)
+    if newest is not None:
+        return Start(selection.start_epoch, newest.step, selection.start_epoch, resume=True)
     if selection.file is None:
         return Start()
     file = load_model_file(Path(selection.file), FileSystem(), session.device)
@@ -62,20 +64,14 @@ def training_start(session: Session) -> Start:
     return Start(selection.start_epoch, file.step or 0, selection.start_epoch, file, optimizer)
 
 
-def _is_own(session: Session, selection: Selection) -> bool:
-    """The run's newest state was saved here, and is what to go on from."""
+def _own_progress(session: Session, selection: Selection) -> Progress | None:
+    """The run's newest state, if it was saved here, and is what to go on from."""
     prefix = session.prefix
     if prefix is None or session.values.get("start_epoch", "auto") not in ("auto", None):
-        return False
-    saved = CheckpointStore(prefix.parent, prefix=prefix.name).manifests()
+        return None
+    saved = next(iter(CheckpointStore(prefix.parent, prefix=prefix.name).manifests()), None)
     newest = max(selection.existing, default=0)
-    return bool(saved) and saved[0].progress.epoch >= newest
-
-
-def _step_of(selection: Selection) -> int:
-    if selection.file is None:
-        return 0
-    return load_model_file(Path(selection.file), FileSystem()).step or 0
+    return saved.progress if saved is not None and saved.progress.epoch >= newest else None
 
 
 def _optimizer_of(session: Session, file: ModelFile) -> dict[str, Any]:
