@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from returnn_hydra.network.scope import Scope
 
 
+COPY_MODES = (None, "ifpossible", "subset", "reset")
 LOSSES_WITHOUT_TARGET = ("as_is", "search_score", "via_layer")
 
 
@@ -158,6 +159,7 @@ class LayerCall:
         init: Any = "glorot_uniform",
         trainable: bool = True,
         buffer: bool = False,
+        blocks: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """The parameter `<layer>/<name>`; made when the network is built.
 
@@ -165,6 +167,7 @@ class LayerCall:
             init: number, name, expression or array; see `initializers`.
             trainable: the layer's option `trainable` can only switch it off.
             buffer: running statistics.
+            blocks: for every axis the sizes of the parts that it consists of, if they are several.
         """
         reused = self._reused(name)
         store = self.scope.store
@@ -176,12 +179,24 @@ class LayerCall:
         else:
             trainable = trainable and self.options.get("trainable", True) is not False and self.scope.trainable
             parameter = store.get(self.param_path, name, tuple(shape), init, trainable, buffer)
+            if self.run.building:
+                self._note_how_to_copy(f"{self.param_path}/{name}".lstrip("/"), blocks)
         if self.run.train and not self.run.building and not buffer:
             noise = self.options.get("param_variational_noise") or self.run.user.get("param_variational_noise") or 0
             rate = self.options.get("param_dropout") or self.run.user.get("param_dropout") or 0
             if noise or rate:
                 parameter = noisy(parameter, noise, rate, self.options.get("param_dropout_min_ndim") or 0)
         return parameter
+
+    def _note_how_to_copy(self, path: str, blocks: Sequence[Sequence[int]] | None) -> None:
+        if blocks is not None:
+            self.scope.store.blocks[path] = blocks
+        mode = self.options.get("custom_param_importer")
+        if mode is None:
+            return
+        if mode not in COPY_MODES:
+            raise self.error(f"custom_param_importer = {mode!r} is not supported; expected one of {COPY_MODES[1:]}")
+        self.scope.store.copy_modes[path] = mode
 
     def _reused(self, name: str) -> str | None:
         """Path of the parameter of another layer to use instead of an own one."""

@@ -259,21 +259,6 @@ class NetworkModel(nn.Module):
                 raise NetworkError(f"parameter {name!r} has shape {shape}, but the value {tuple(value.shape)}")
             parameter.copy_(value)
 
-    @torch.no_grad()
-    def take_parameters(self, other: NetworkModel) -> list[str]:
-        """Copy every parameter that the other network has under the same name and shape; returns the names.
-
-        This carries a model over from one construction step to the next (`get_network(epoch)`, `pretrain`).
-        """
-        theirs = other.tf_parameters()
-        taken = []
-        for name, parameter in self.tf_parameters().items():
-            source = theirs.get(name)
-            if source is not None and source.shape == parameter.shape:
-                parameter.copy_(source)
-                taken.append(name)
-        return taken
-
     def parameter(self, name: str) -> Tensor:
         """One parameter by RETURNN's name."""
         found = self.store.find(name)

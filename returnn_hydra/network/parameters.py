@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class ParameterStore:
         self.module = module
         self.frozen = False
         self.by_layer: dict[str, list[str]] = {}
+        self.blocks: dict[str, Sequence[Sequence[int]]] = {}
+        """Parts that an axis consists of (gates, sources), by the parameter's path; for `carry_over`."""
+        self.copy_modes: dict[str, str] = {}
+        """`custom_param_importer` of the layer, by the parameter's path."""
 
     def get(self, layer: str, name: str, shape: tuple[int, ...], init: Any, trainable: bool, buffer: bool) -> Tensor:
         """The parameter `layer/name`.

@@ -50,7 +50,8 @@ def linear(
         raise call.error(f"needs features or class indices, but the input has {list(x.axes)}")
     size = call.need_n_out()
     shape = (size, size_in) if use_transposed_weights else (size_in, size)
-    weight = call.param("W", shape, forward_weights_init)
+    blocks = [[source.dim or 0 for source in call.sources], [size]]
+    weight = call.param("W", shape, forward_weights_init, blocks=blocks[::-1] if use_transposed_weights else blocks)
     bias = call.param("b", (size,), bias_init) if with_bias else None
     y = affine(call, x, size, weight.t() if use_transposed_weights else weight, bias)
     return activate(y, activation, call.path)

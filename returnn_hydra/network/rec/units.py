@@ -72,11 +72,11 @@ class NativeLstm(_Stepwise):
 
     def __init__(self, call: LayerCall, size_in: int, size: int, weights_init: Any, options: dict[str, Any]) -> None:
         self.size = size
-        self.weight = call.param("rec/W", (size_in, 4 * size), weights_init)
-        self.recurrent = call.param(
-            "rec/W_re", (size, 4 * size), call.options.get("recurrent_weights_init") or weights_init
-        )
-        self.bias = call.param("rec/b", (4 * size,), call.options.get("bias_init") or 0.0)
+        gates = [size] * 4
+        recurrent_init = call.options.get("recurrent_weights_init") or weights_init
+        self.weight = call.param("rec/W", (size_in, 4 * size), weights_init, blocks=[[size_in], gates])
+        self.recurrent = call.param("rec/W_re", (size, 4 * size), recurrent_init, blocks=[[size], gates])
+        self.bias = call.param("rec/b", (4 * size,), call.options.get("bias_init") or 0.0, blocks=[gates])
         drop = options.pop("rec_weight_dropout", 0.0)
         options.pop("rec_weight_dropout_shape", None)
         options.pop("forget_bias", None)

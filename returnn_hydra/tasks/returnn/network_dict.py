@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +15,16 @@ from returnn_hydra.compat.score_keys import error_key, flatten_scores
 from returnn_hydra.compat.tf_optimizer import build_tf_optimizer
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.scores import Score
-from returnn_hydra.frontend.steps import call_with_wanted
+from returnn_hydra.network.carry_over import take_parameters
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.model import NetworkModel
+from returnn_hydra.network.schedule import NetworkSchedule, Stage
+from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.session import Session
+from returnn_hydra.tasks.returnn.stages import StageRates, check_config
 from returnn_hydra.tasks.returnn.streams import network_specs
 
+logger = logging.getLogger(__name__)
 KINDS = {"cost": "score", "error": "error"}
 
 
@@ -46,28 +52,39 @@ class NetworkDict:
             raise ConfigError(f"network: {error}") from error
         return model.to(self.session.device)
 
-    def check_constant(self, first: int, last: int) -> None:
-        """
-        Raises:
-            ConfigError: `get_network` gives another network at a later epoch of this training.
-        """
-        if not callable(self.session.values.get("get_network") or self.session.values.get("network")):
-            return
-        network = self._network(first)
-        for epoch in range(first + 1, last + 1):
-            if not _same(self._network(epoch), network):
-                raise ConfigError(
-                    f"get_network: the network of epoch {epoch} differs from that of epoch {first}; train them in"
-                    " several runs (num_epochs, import_model_train_epoch1)"
-                )
+    @cached_property
+    def schedule(self) -> NetworkSchedule:
+        """By `network`, `get_network` and `pretrain`."""
+        try:
+            return NetworkSchedule.from_config(self.session.values)
+        except NetworkError as error:
+            raise ConfigError(f"network: {error}") from error
 
     def _network(self, epoch: int) -> Mapping[str, Any]:
-        values = self.session.values
-        function = values.get("get_network") or values.get("network")
-        found = call_with_wanted(function, {"epoch": epoch}) if callable(function) else function
-        if not isinstance(found, Mapping):
-            raise ConfigError(f"network: expected a dict of layers, found {type(found).__name__}")
-        return found
+        try:
+            return self.schedule.network(epoch)
+        except NetworkError as error:
+            raise ConfigError(f"network: {error}") from error
+
+    def stages(self, last: int) -> list[Stage]:
+        """The epochs from 1 to the last one, parted where the network or its `#config` changes."""
+        try:
+            stages = list(self.schedule.stages(1, last))
+        except NetworkError as error:
+            raise ConfigError(f"network: {error}") from error
+        check_config(stages, self.session.values)
+        return stages
+
+    def take_parameters(self, model: nn.Module, before: nn.Module, stage: Stage) -> None:
+        """By name and shape, or as `copy_param_mode` and the layers' `custom_param_importer` say."""
+        assert isinstance(model, NetworkModel) and isinstance(before, NetworkModel)
+        outputs = model.net.roots(search=False, with_losses=True) if stage.resets_outputs else []
+        taken = take_parameters(model, before, stage.copy_mode, outputs)
+        new = [name for name in model.tf_parameters() if name not in taken]
+        logger.info("The network changes at epoch %d; new parameters: %s", stage.first, ", ".join(new) or "none")
+
+    def learning_rate_control(self, rule: LearningRateControl) -> LearningRateControl:
+        return StageRates(rule, self.schedule, self.session.values)
 
     def train_step(self) -> Any:
         return network_losses
@@ -115,15 +132,6 @@ class NetworkDict:
                 if key == beginning or key.startswith(beginning + "_"):
                     return dataset, f"{word if word == 'error' else kind}:{key.removeprefix(beginning)[1:] or 'output'}"
         return None
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two networks are the same, functions aside."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return (callable(one) and callable(other)) or one == other
 
 
 def network_losses(model: Any, batch: Batch) -> Mapping[str, Loss]:

@@ -10,6 +10,8 @@ from torch import nn
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.engine.scores import Score
+from returnn_hydra.network.schedule import Stage
+from returnn_hydra.optim.learning_rate_control import LearningRateControl
 
 
 class Recipe(Protocol):
@@ -21,8 +23,14 @@ class Recipe(Protocol):
     def model(self, epoch: int, step: int) -> nn.Module:
         """The model with its first parameters, on the session's device."""
 
-    def check_constant(self, first: int, last: int) -> None:
-        """Raise a ConfigError if the model changes within these epochs."""
+    def stages(self, last: int) -> list[Stage]:
+        """The epochs from 1 to the last one, parted where the model or the config changes."""
+
+    def take_parameters(self, model: nn.Module, before: nn.Module, stage: Stage) -> None:
+        """Fill a new stage's model from that of the stage before."""
+
+    def learning_rate_control(self, rule: LearningRateControl) -> LearningRateControl:
+        """The config's rule, and what the stages want instead."""
 
     def train_step(self) -> Any:
         """(model, batch) -> losses."""

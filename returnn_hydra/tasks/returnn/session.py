@@ -16,6 +16,7 @@ import torch
 from returnn_hydra.build import Builder
 from returnn_hydra.compat.import_hook import returnn_imports
 from returnn_hydra.compat.shim.config import global_config_ctx
+from returnn_hydra.compat.shim.vocabulary import create_vocab
 from returnn_hydra.compat.training_options import device as device_name
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.returnn_config import load_returnn_config
@@ -91,10 +92,26 @@ class Session:
         random.seed(seed)
 
     @contextlib.contextmanager
+    def changed(self, values: Mapping[str, Any]) -> Iterator[None]:
+        """Other values for some keys, for the config's functions, too."""
+        before = {key: self.values[key] for key in values}
+        self._set(values)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        self.values.update(values)
+        for key, value in values.items():
+            self.config.set(key, value)
+
+    @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """`import returnn`, the global config and the frontend's defaults, while the config's functions run."""
         version = self.values.get("behavior_version")
-        with surroundings(self.config), ambient_state(behavior_version=version, options=self.values):
+        state = ambient_state(behavior_version=version, options=self.values, make_vocab=create_vocab)
+        with surroundings(self.config), state:
             yield
 
 

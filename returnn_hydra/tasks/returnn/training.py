@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from returnn_hydra.callbacks.log_lines import LogLines
@@ -18,12 +19,13 @@ from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.lock import RunLock
-from returnn_hydra.engine.ranks import DataParallelStep
+from returnn_hydra.engine.parallel import ReplicatedStep
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.retention import Retention, delete_epochs
 from returnn_hydra.engine.run_store import RunStore, read_records
 from returnn_hydra.engine.trainer import Position, Trainer
 from returnn_hydra.engine.updater import Updater, UpdateRules
+from returnn_hydra.network.schedule import Stage
 from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
@@ -31,6 +33,7 @@ from returnn_hydra.tasks.returnn.hooks import ConfigHooks, Progress
 from returnn_hydra.tasks.returnn.learning_rate_records import LearningRateFile, records_of_file
 from returnn_hydra.tasks.returnn.recipe import Recipe
 from returnn_hydra.tasks.returnn.session import Session
+from returnn_hydra.tasks.returnn.stages import remaining
 from returnn_hydra.tasks.returnn.start import Start, load_optimizer, load_parameters, training_start
 
 DEFAULT_NUM_EPOCHS = 5
@@ -42,12 +45,19 @@ def train(session: Session, recipe: Recipe) -> float | None:
     if (session.values.get("torch_distributed") or {}).get("reduce_type") == "param":
         raise ConfigError("torch_distributed.reduce_type=param: parameters are not averaged; use reduce_type=grad")
     start = training_start(session)
+    last = max(session.values.get("num_epochs", DEFAULT_NUM_EPOCHS), session.values.get("load_epoch") or 0)
+    trainer: Trainer | None = None
     with contextlib.ExitStack() as stack:
         folder = _open_folder(session, stack)
-        store = stack.enter_context(_store(session, recipe, folder, start))
-        trainer = _trainer(session, recipe, store, start)
-        records = trainer.run()
-    decided = [trainer.selection_value(record, None) for record in records]
+        for stage in remaining(session, recipe.stages(last), start):
+            resume = start.resume and trainer is None
+            with session.changed(stage.config), _store(session, recipe, folder, resume) as store:
+                trainer = _trainer(session, recipe, store, start, stage, trainer)
+                trainer.run()
+            if trainer.stopping:
+                break
+    assert trainer is not None
+    decided = [trainer.selection_value(record, None) for record in trainer.records]
     return min(decided, default=None)
 
 
@@ -62,7 +72,7 @@ def _open_folder(session: Session, stack: contextlib.ExitStack) -> Path:
     return session.folder
 
 
-def _store(session: Session, recipe: Recipe, folder: Path, start: Start) -> RunStore:
+def _store(session: Session, recipe: Recipe, folder: Path, resume: bool) -> RunStore:
     values = session.values
     rule = CleanupRule.from_config(values.get("cleanup_old_models"))
     file = values.get("learning_rate_file")
@@ -72,7 +82,7 @@ def _store(session: Session, recipe: Recipe, folder: Path, start: Start) -> RunS
         folder,
         checkpoint_folder=prefix.parent,
         prefix=prefix.name,
-        resume=start.resume,
+        resume=resume,
         retention=Cleanup(rule, folder) if rule is not None else Retention(),
         writers=[LearningRateFile(Path(file), recipe, with_exp)] if file else [],
         ranks=session.ranks,
@@ -94,17 +104,26 @@ class Cleanup:
         return delete_epochs(store, [epoch for epoch in epochs if epoch not in kept])
 
 
-def _trainer(session: Session, recipe: Recipe, store: RunStore, start: Start) -> Trainer:
+def _trainer(
+    session: Session, recipe: Recipe, store: RunStore, start: Start, stage: Stage, before: Trainer | None
+) -> Trainer:
+    """The parts of one stage.
+
+    Args:
+        before: of the stage before; its model, if this stage has another one, goes over by name. The optimizer of
+            another model begins anew, as in RETURNN.
+    """
     values = session.values
     names = evaluated_names(values)
     train_data = loader(session, "train", dataset_value(session, "train"), recipe.specs, equal_batches=True)
     eval_data = {name: loader(session, name, dataset_value(session, name), recipe.specs) for name in names}
-    last = max(values.get("num_epochs", DEFAULT_NUM_EPOCHS), values.get("load_epoch") or 0)
-    recipe.check_constant(start.epoch, last)
-    model = recipe.model(start.model_epoch, start.step)
-    load_parameters(session, model, start, training=True)
-    updater = _updater(session, recipe, model, start)
-    records = [] if start.resume else _records_before(session, recipe, store, start, ["train", *names])
+    if before is None:
+        model, updater = _first_model(session, recipe, start, stage)
+        records = [] if start.resume else _records_before(session, recipe, store, start, ["train", *names])
+        position = Position(max(start.epoch, stage.first))
+    else:
+        model, updater = _next_model(session, recipe, stage, before)
+        records, position = before.records, Position(stage.first)
     step = recipe.train_step()
     callbacks: dict[str, Callback] = {"progress": Progress(recipe, step)}
     if session.ranks.is_first:
@@ -115,23 +134,60 @@ def _trainer(session: Session, recipe: Recipe, store: RunStore, start: Start) ->
         callbacks["hooks"] = ConfigHooks(values.get("epoch_start"), values.get("epoch_end"))
     return Trainer(
         model=model,
-        train_step=DataParallelStep(model, step, session.device) if session.ranks.size > 1 else step,
+        train_step=ReplicatedStep(model, step, session.device) if session.ranks.size > 1 else step,
         updater=updater,
         control=_control(session, recipe),
         train_data=train_data,
         eval_data=eval_data,
         store=store,
         device=session.device,
-        num_epochs=last,
+        num_epochs=stage.last,
         seed=session.seed,
         ranks=session.ranks,
         callbacks=callbacks,
-        position=Position(start.epoch),
+        position=position,
         records=records,
     )
 
 
-def _updater(session: Session, recipe: Recipe, model: nn.Module, start: Start) -> Updater:
+def _first_model(session: Session, recipe: Recipe, start: Start, stage: Stage) -> tuple[nn.Module, Updater]:
+    """The model of the stage that the run begins or goes on with."""
+    loaded = min(start.model_epoch, stage.last)
+    if start.resume:
+        loaded = max(loaded, stage.first)
+    elif start.file is not None and start.optimizer is not None:
+        loaded = start.epoch - 1
+    model = recipe.model(loaded, start.step)
+    load_parameters(session, model, start, training=True)
+    optimizer_state = start.optimizer
+    if 1 <= loaded < stage.first:  # the file is from the stage before
+        whole, model = model, recipe.model(stage.first, start.step)
+        recipe.take_parameters(model, whole, stage)
+        optimizer_state = None
+    updater = _updater(session, recipe, model)
+    if optimizer_state is not None:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        load_optimizer(updater.optimizer, optimizer_state, lambda parameter: names[id(parameter)])
+    updater.num_updates = updater.num_batches = start.step
+    return model, updater
+
+
+def _next_model(session: Session, recipe: Recipe, stage: Stage, before: Trainer) -> tuple[nn.Module, Updater]:
+    """The model of a later stage: the same one, or another one with the parameters learnt so far."""
+    if stage.new_network:
+        model = recipe.model(stage.first, before.updater.step)
+        recipe.take_parameters(model, before.model, stage)
+        updater = _updater(session, recipe, model)
+    else:
+        model = before.model
+        updater = _updater(session, recipe, model, before.updater.optimizer)
+    updater.load_state_dict(before.updater.state_dict())
+    return model, updater
+
+
+def _updater(
+    session: Session, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Updater:
     options = training_options(session.values)
     rules = UpdateRules(
         normalization="sum",
@@ -147,19 +203,15 @@ def _updater(session: Session, recipe: Recipe, model: nn.Module, start: Start) -
         amp=options.get("amp", "none"),
         on_nonfinite=options.get("on_nonfinite", "stop"),
     )
-    optimizer = recipe.optimizer(model, options["learning_rate"])
-    if start.optimizer is not None:
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        load_optimizer(optimizer, start.optimizer, lambda parameter: names[id(parameter)])
-    updater = Updater(model, optimizer, rules, session.device, session.ranks)
-    updater.num_updates = updater.num_batches = start.step
-    return updater
+    optimizer = optimizer or recipe.optimizer(model, options["learning_rate"])
+    return Updater(model, optimizer, rules, session.device, session.ranks)
 
 
 def _control(session: Session, recipe: Recipe) -> LearningRateControl:
     node = {**learning_rate_control_node(session.values), "score": recipe.choose_score}
     learning_rate = float(session.values.get("learning_rate", 1.0))
-    return session.builder.build(node, "learning_rate_control", learning_rate=learning_rate)
+    rule = session.builder.build(node, "learning_rate_control", learning_rate=learning_rate)
+    return recipe.learning_rate_control(rule)
 
 
 def _records_before(

@@ -8,20 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from returnn_hydra import frontend
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.compat.optimizer import build_optimizer, optimizer_options
 from returnn_hydra.compat.score_keys import returnn_choice, to_returnn_key
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.scores import Score
 from returnn_hydra.frontend.ambient import ambient_state
-from returnn_hydra.frontend.linear import Embedding
-from returnn_hydra.frontend.normalization import LayerNorm
+from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.run_ctx import RunCtx
 from returnn_hydra.frontend.steps import RFForwardStep, RFTrainStep, as_torch_module, call_with_wanted, user_model
+from returnn_hydra.network.schedule import Stage
+from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.session import Session
+from returnn_hydra.tasks.returnn.stages import one_stage
 from returnn_hydra.tasks.returnn.streams import specs_of_templates, templates
 
-FRONTEND_CLASSES = {"rf.LayerNorm": LayerNorm, "rf.Embedding": Embedding}
+FRONTEND_CLASSES = {
+    f"rf.{name}": kind for name, kind in vars(frontend).items() if isinstance(kind, type) and issubclass(kind, Module)
+}
+"""Classes that an optimizer's options may name."""
 
 
 class UserFunctions:
@@ -48,8 +54,15 @@ class UserFunctions:
             made = call_with_wanted(function, {"epoch": epoch, "step": step, "device": device})
             return as_torch_module(made).to(self.session.device)
 
-    def check_constant(self, first: int, last: int) -> None:
-        """`get_model` is called once."""
+    def stages(self, last: int) -> list[Stage]:
+        """One: `get_model` is called once."""
+        return [one_stage(1, last)]
+
+    def take_parameters(self, model: nn.Module, before: nn.Module, stage: Stage) -> None:
+        raise AssertionError("there is only one stage")
+
+    def learning_rate_control(self, rule: LearningRateControl) -> LearningRateControl:
+        return rule
 
     def train_step(self) -> RFTrainStep:
         return RFTrainStep(self.session.function("train_step"), self.templates)

@@ -85,7 +85,6 @@ def test_other_tasks_are_refused(run, task, message):
     [
         ("load_epoch", 7, "no such checkpoint"),
         ("load", "nowhere/model.001.pt", "no such checkpoint"),
-        ("pretrain", "default", "get_network"),
         ("torch_distributed", {"reduce_type": "param"}, "reduce_type=grad"),
         ("window", 5, "windows of frames"),
         ("train", {"class": "Task12AXDatset"}, "did you mean 'Task12AXDataset'"),
