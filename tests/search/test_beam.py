@@ -1,4 +1,4 @@
-"""The pure steps of a beam search against sorting, and RETURNN's choice semantics against plain Python."""
+"""The pure steps of a beam search against sorting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from returnn_hydra.search.beam import best_extensions, choice_final_scores, choice_step, decide, top_k
+from returnn_hydra.search.beam import best_extensions, gather_beams, top_k
 
 
 @given(
@@ -34,69 +34,9 @@ def test_best_extensions_split_the_index() -> None:
     assert values[0].tolist() == pytest.approx([0.9, 0.85, 0.8])
 
 
-def test_choice_keeps_ended_hypotheses_with_label_0() -> None:
-    base = torch.tensor([[-1.0, -2.0]])
-    log_probs = torch.tensor([[[-5.0, -0.1, -0.2], [-1.0, -0.5, -3.0]]])
-    ended = torch.tensor([[True, False]])
-    choice = choice_step(base, log_probs, beam_size=3, step=2, ended=ended, length_normalization=False)
-    assert choice.labels.tolist() == [[0, 1, 0]]
-    assert choice.parents.tolist() == [[0, 1, 1]]
-    assert choice.scores[0].tolist() == pytest.approx([-1.0, -2.5, -3.0])
-
-
-def test_choice_stretches_the_score_of_ended_hypotheses() -> None:
-    base = torch.tensor([[-1.0, -2.0]])
-    log_probs = torch.full((1, 2, 3), -0.5)
-    ended = torch.tensor([[True, False]])
-    choice = choice_step(base, log_probs, beam_size=1, step=3, ended=ended, length_normalization_exponent=0.5)
-    assert float(choice.scores) == pytest.approx(-math.sqrt(4 / 3))
-
-
-def test_choice_scales_and_pads() -> None:
-    choice = choice_step(
-        torch.tensor([[-1.0]]),
-        torch.tensor([[[-2.0, -1.0]]]),
-        beam_size=4,
-        prob_scale=0.5,
-        base_beam_score_scale=2.0,
-    )
-    assert choice.labels[0, :2].tolist() == [1, 0]
-    assert choice.scores[0].tolist() == [-2.5, -3.0, -math.inf, -math.inf]
-
-
-@pytest.mark.parametrize("exponent", [1.0, 0.6])
-def test_choice_search_divides_by_the_own_length(exponent: float) -> None:
-    """Running the steps to the end gives sum / n (n labels with EOS) up to the scalar of the batch, for independent
-    label scores.
-    """
-    torch.manual_seed(0)
-    tables = (2 * torch.randn(6, 4)).log_softmax(-1)  # (step, label): no history, so every score can be recomputed
-    scores, history, ended = torch.zeros(1, 1), [[]], torch.zeros(1, 1, dtype=torch.bool)
-    for step, table in enumerate(tables):
-        choice = choice_step(
-            scores,
-            table.expand(1, scores.shape[1], 4),
-            beam_size=3,
-            step=step,
-            ended=ended,
-            length_normalization_exponent=exponent,
-        )
-        history = [
-            history[p] + [label] for p, label in zip(choice.parents[0].tolist(), choice.labels[0].tolist(), strict=True)
-        ]
-        ended = ended.gather(1, choice.parents) | (choice.labels == 0)
-        scores = choice.scores
-    lengths = torch.tensor([[labels.index(0) if 0 in labels else len(labels) for labels in history]])
-    assert 0 < int(lengths.min()) < int(lengths.max())
-    final = choice_final_scores(scores, lengths)
-    longest = int(lengths.max()) + 1
-    for labels, length, score in zip(history, lengths[0].tolist(), final[0].tolist(), strict=True):
-        own = min(length + 1, len(tables))
-        total = sum(float(tables[step, label]) for step, label in enumerate(labels[:own]))
-        assert score == pytest.approx(total * (len(tables) / own) ** exponent / longest, rel=1e-5)
-
-
-def test_decide() -> None:
-    scores = torch.tensor([[-3.0, -2.0], [-1.0, -4.0]])
-    assert decide(scores).tolist() == [1, 0]
-    assert decide(scores, torch.tensor([[3, 1], [1, 8]])).tolist() == [0, 1]
+def test_gather_beams_follows_the_parents() -> None:
+    values = torch.arange(12).view(2, 3, 2)
+    parents = torch.tensor([[2, 2, 0, 1], [0, 1, 2, 0]])
+    expected = [[values[seq, parent].tolist() for parent in row] for seq, row in enumerate(parents.tolist())]
+    assert gather_beams(values, parents).tolist() == expected
+    assert gather_beams(values[:, :, 0], parents).tolist() == [[pair[0] for pair in row] for row in expected]

@@ -16,7 +16,7 @@ from returnn_hydra.network.axis import BEAM, Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import nearest
 from returnn_hydra.network.named_tensor import NamedTensor, select_beams, to_beam
-from returnn_hydra.network.rec.search import SearchStep, best_successors, filter_ended
+from returnn_hydra.network.rec.search import SearchStep, best_successors, combined_scores
 from returnn_hydra.network.registry import register_layer
 
 INPUT_TYPES = ("prob", "log_prob", "logits", "regression")
@@ -106,14 +106,17 @@ def _search(call: LayerCall, scores: NamedTensor, options: _Options, key: str) -
     earlier: Any = source.choice if source is not None else None
     base = earlier.scores.raw if earlier is not None else raw.new_zeros(batch.size, 1)
     ended = step.ended()
-    if ended is not None:
-        flags = ended.expanded(lead).reshape(base.shape)
-        if options.normalize and step.t > 0:
-            # an ended hypothesis keeps score / length: scale it with the number of frames so far
-            growth = ((step.t + 1) / step.t) ** options.exponent
-            base = torch.where(flags, base * growth, base)
-        raw = filter_ended(raw, flags)
-    combined = raw * options.prob + base[..., None] * options.base
+    flags = None if ended is None else ended.expanded(lead).reshape(base.shape)
+    combined = combined_scores(
+        base,
+        raw,
+        step.t,
+        flags,
+        length_normalization=options.normalize,
+        exponent=options.exponent,
+        prob_scale=options.prob,
+        base_scale=options.base,
+    )
     if options.sample:
         noise = -torch.log(-torch.log(torch.rand_like(combined)))
         combined = combined + noise * options.sample

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.named_tensor import NamedTensor
+from returnn_hydra.search.beam import top_k
 
 NEVER = -1.0e30
 """Score of the labels that an ended hypothesis must not take."""
@@ -38,11 +39,38 @@ class SearchStep:
         return self.scores
 
 
-def filter_ended(scores: Tensor, ended: Tensor) -> Tensor:
-    """Ended hypotheses (B, K) only go on with label 0, at no cost: (B, K, V)."""
-    only_zero = torch.full((scores.shape[-1],), NEVER, device=scores.device, dtype=scores.dtype)
-    only_zero[0] = 0.0
-    return torch.where(ended[..., None], only_zero, scores)
+def combined_scores(
+    base: Tensor,
+    log_probs: Tensor,
+    step: int,
+    ended: Tensor | None = None,
+    *,
+    length_normalization: bool = True,
+    exponent: float = 1.0,
+    prob_scale: float = 1.0,
+    base_scale: float = 1.0,
+) -> Tensor:
+    """base * base_scale + prob_scale * log p. An ended hypothesis goes on with label 0 only, at no cost.
+
+    With length normalization the score of an ended hypothesis grows by ((step + 1) / step) ** exponent, so that one
+    division by the longest length at the end of the search divides every score by its own.
+
+    Args:
+        base: (B, K) scores so far; K = 1 in the first step.
+        log_probs: (B, K, V) of the next label.
+        step: from 0.
+        ended: (B, K).
+
+    Returns:
+        (B, K, V).
+    """
+    if ended is not None:
+        if length_normalization and step > 0:
+            base = torch.where(ended, base * ((step + 1) / step) ** exponent, base)
+        only_zero = torch.full_like(log_probs[0, 0], NEVER)
+        only_zero[0] = 0.0
+        log_probs = torch.where(ended[..., None], only_zero, log_probs)
+    return log_probs * prob_scale + base[..., None] * base_scale
 
 
 def best_successors(
@@ -57,7 +85,7 @@ def best_successors(
         exclusive: the gold pair must not appear twice.
 
     Returns:
-        hypotheses, labels and scores, (B, N) each; missing ones have score -inf.
+        hypotheses, labels and scores, (B, N) each, of equal ones the first; missing ones have score -inf.
     """
     batch, beam_in, num_labels = scores.shape
     flat = scores.reshape(batch, beam_in * num_labels)
@@ -67,8 +95,8 @@ def best_successors(
         gold_score = flat.gather(1, gold_index[:, None])
         if exclusive:
             flat = flat.scatter(1, gold_index[:, None], -torch.inf)
-    size = min(beam_size, flat.shape[1])
-    values, indices = torch.topk(flat, size, dim=1)
+    values, indices = top_k(flat, beam_size)
+    size = indices.shape[1]
     if size < beam_size:
         extra = beam_size - size
         values = torch.nn.functional.pad(values, (0, extra), value=-torch.inf)
