@@ -1,6 +1,6 @@
 """Backoff n-gram models from ARPA files, as scorers.
 
-Legend: B sequences, K hypotheses per sequence, V labels.
+Legend: V labels.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import gzip
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from returnn_hydra.search.scorer import Encoded
+from returnn_hydra.search.table_scorer import TableScorer
 
 BEGIN, END, UNKNOWN, SPACE = "<s>", "</s>", "<unk>", "<space>"
 Context = tuple[str, ...]
@@ -45,6 +45,14 @@ class ArpaModel:
                 return -math.inf
             weight += self.backoffs.get(context, 0.0)
             context = context[1:]
+
+    def known_context(self, context: Context) -> Context:
+        """The longest end of a context that the model tells from shorter ones."""
+        while context and (
+            len(context) >= self.order or (context not in self.log_probs and context not in self.backoffs)
+        ):
+            context = context[1:]
+        return context
 
 
 def read_arpa(path: str | Path) -> ArpaModel:
@@ -110,10 +118,8 @@ def _check_counts(path: str | Path, counts: dict[int, int], found: dict[int, int
             raise ValueError(f"{path}: \\data\\ announces {count} {order}-grams, but there are {found.get(order, 0)}")
 
 
-class NgramScorer:
+class NgramScorer(TableScorer):
     """An n-gram model as a scorer.
-
-    The rows of scores are computed when a context is met for the first time, and kept.
 
     Arguments:
         model: the model, or the path of an ARPA file.
@@ -126,12 +132,8 @@ class NgramScorer:
         ValueError: a label is not in the model, and the model has no <unk>.
     """
 
-    max_score = 0.0
-
-    @torch.inference_mode(False)  # the rows are filled later, maybe outside of that mode
     def __init__(self, model: ArpaModel | str | Path, labels: Sequence[str], bos: int, eos: int | None) -> None:
         self.model = model if isinstance(model, ArpaModel) else read_arpa(model)
-        self.vocab_size = len(labels)
         labels = [label if label.strip() else SPACE for label in labels]
         words = self.model.log_probs.get((), {})
         unknown = [i for i, label in enumerate(labels) if label not in words and i not in (bos, eos)]
@@ -141,57 +143,28 @@ class NgramScorer:
                 f"e.g. {labels[unknown[0]]!r}"
             )
         self._history = [label if label in words else UNKNOWN for label in labels]
-        self._next: list[str | None] = list(self._history)
+        following: list[str | None] = list(self._history)
         self._history[bos] = BEGIN
-        self._next[bos] = None
+        following[bos] = None
         if eos is not None:
-            self._next[eos] = END
+            following[eos] = END
         self._columns: dict[str, list[int]] = {}  # word -> its labels: several for <unk>
-        for label, word in enumerate(self._next):
+        for label, word in enumerate(following):
             if word is not None:
                 self._columns.setdefault(word, []).append(label)
-        self._contexts: list[Context] = []
-        self._ids: dict[Context, int] = {}
-        self._rows = torch.empty(0, self.vocab_size)
-        self._id(())
+        super().__init__(len(labels), start=())
 
-    def initial_state(self, encoded: Encoded) -> Tensor:
-        return torch.zeros(encoded.num_seqs, 1, dtype=torch.long)
+    def follow(self, history: Hashable, label: int) -> Context:
+        """The longest end of this context that the model knows something about."""
+        assert isinstance(history, tuple)
+        return self.model.known_context((*history, self._history[label]))
 
-    def score(self, labels: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = zip(state.flatten().tolist(), labels.flatten().tolist(), strict=True)
-        ids = [self._id((*self._contexts[context], self._history[label])) for context, label in pairs]
-        state = torch.tensor(ids).view(labels.shape)
-        return self._rows[state].to(labels.device), state
-
-    def select(self, state: Tensor, parents: Tensor) -> Tensor:
-        return state.gather(1, parents.cpu())
-
-    def keep(self, state: Tensor, seqs: Tensor) -> Tensor:
-        return state[seqs.cpu()]
-
-    def concat(self, states: list[Tensor]) -> Tensor:
-        return torch.cat(states)
-
-    def _id(self, context: Context) -> int:
-        """The number of the longest end of this context that the model knows something about."""
-        known, backoffs = self.model.log_probs, self.model.backoffs
-        while context and (len(context) >= self.model.order or (context not in known and context not in backoffs)):
-            context = context[1:]
-        found = self._ids.get(context)
-        return self._add(context) if found is None else found
-
-    @torch.inference_mode(False)
-    def _add(self, context: Context) -> int:
+    def row(self, history: Hashable) -> Tensor:
+        assert isinstance(history, tuple)
         row = torch.full((self.vocab_size,), -math.inf)
-        if context:
-            shorter = self._id(context[1:])  # before the rows are looked at: it may make room for more
-            row = self._rows[shorter] + self.model.backoffs.get(context, 0.0)
-        for word, log_prob in self.model.log_probs.get(context, {}).items():
+        if history:
+            shorter = self.number(self.model.known_context(history[1:]))
+            row = self.scores_of(shorter) + self.model.backoffs.get(history, 0.0)
+        for word, log_prob in self.model.log_probs.get(history, {}).items():
             row[self._columns.get(word, [])] = log_prob
-        number = self._ids[context] = len(self._contexts)
-        self._contexts.append(context)
-        if number >= len(self._rows):
-            self._rows = torch.cat([self._rows, torch.empty(max(64, number), self.vocab_size)])
-        self._rows[number] = row
-        return number
+        return row

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Output, TensorSpec
 from returnn_hydra.search.align import ctc_align
+from returnn_hydra.search.mixture import Mixture, MixtureScorer
 from returnn_hydra.search.ngram import NgramScorer
 from returnn_hydra.search.result import Hypothesis, pack
 from returnn_hydra.search.scorer import Encoded, LabelScorer
 from returnn_hydra.search.step_scorer import LanguageModelScorer
+from returnn_hydra.search.word_lookahead import WordLookahead, WordNgrams
 
 Search = Callable[[Encoded], list[list[Hypothesis]]]
-LanguageModelConf = nn.Module | str | Path
-"""A trained language model (with `initial_state`, `step`, `num_classes`, `bos_id`), or the path of an ARPA file."""
+LanguageModelConf = nn.Module | str | Path | WordNgrams | Mixture
+"""A trained language model (with `initial_state`, `step`, `num_classes`, `bos_id`), the path of an ARPA file, a word
+model for characters, or several of them."""
 
 
 class SearchStep:
@@ -124,13 +127,17 @@ def language_model_scorer(
 
     Arguments:
         conf: the language model; a module is moved to the device of `like`, and into evaluation mode.
-        names: names of the labels, for an n-gram model.
-        end: label for the end of the sequence, of an n-gram model.
+        names: names of the labels, for n-gram models.
+        end: label for the end of the sequence, of n-gram models.
         num_labels: labels of the search, the end of the sequence or the blank included.
 
     Raises:
-        ValueError: the module's labels can't be those of the search.
+        ValueError: the module's labels can't be those of the search, or models of a mixture don't fit together.
     """
+    if isinstance(conf, Mixture):
+        return _mixed_scorer(conf, names, end, like, num_labels)
+    if isinstance(conf, WordNgrams):
+        return WordLookahead(conf.file, names, conf.separator, end, end), end, end
     if not isinstance(conf, nn.Module):
         return NgramScorer(conf, names, bos=end, eos=end), end, end
     model: Any = conf.to(like.device).eval()
@@ -140,3 +147,16 @@ def language_model_scorer(
             "included): both need the same vocabulary"
         )
     return LanguageModelScorer(model, model.num_classes), model.bos_id, model.eos_id
+
+
+def _mixed_scorer(
+    conf: Mixture, names: list[str], end: int, like: Tensor, num_labels: int
+) -> tuple[LabelScorer, int, int]:
+    parts = [language_model_scorer(model, names, end, like, num_labels) for model in conf.models]
+    boundaries = {(bos, eos) for _, bos, eos in parts}
+    if len(boundaries) != 1:
+        raise ValueError(
+            f"the models of a mixture must have the same labels for begin and end, but have {sorted(boundaries)}"
+        )
+    ((bos, eos),) = boundaries
+    return MixtureScorer([scorer for scorer, _, _ in parts], conf.weights), bos, eos
