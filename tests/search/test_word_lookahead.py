@@ -1,4 +1,4 @@
-"""A word model over characters: sentences have the word model's score, next labels sum to one, the rest is impossible."""
+"""A word model over characters: sentences get the word model's score, next labels sum to one, others are ruled out."""
 
 from __future__ import annotations
 
