@@ -141,6 +141,9 @@ class Batches:
         """Frames of a stream in the epoch: (real ones, with padding)."""
         if len(self) == 0:
             return 0, 0
-        entries = self.lengths(lengths, stream)
-        longest = np.maximum.reduceat(entries, self.offsets[:-1])
-        return int(entries.sum()), int((longest * self.sizes()).sum())
+        return int(self.lengths(lengths, stream).sum()), int(self.padded_frames(lengths, stream).sum())
+
+    def padded_frames(self, lengths: np.ndarray, stream: str) -> np.ndarray:
+        """Frames of a stream in every batch, padding included, (num_batches,); there must be at least one batch."""
+        longest = np.maximum.reduceat(self.lengths(lengths, stream), self.offsets[:-1])
+        return longest * self.sizes()

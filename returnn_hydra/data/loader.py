@@ -91,6 +91,15 @@ class Loader:
         """The sequences of every batch of this rank in the epoch."""
         return self._plan(epoch).deal(self.rank, self.world_size, self.equal_batches)
 
+    def largest_batch(self, epoch: int) -> int | None:
+        """The number of this rank's batch with the most frames, all streams together and with padding."""
+        batches = self.batches(epoch)
+        if len(batches) == 0:
+            return None
+        lengths = self._lengths(self.dataset.at_epoch(epoch))
+        sizes = [batches.padded_frames(values, name) for name, values in lengths.items()] or [batches.sizes()]
+        return int(np.argmax(np.sum(sizes, axis=0)))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 1), beginning at batch number `start`.
 

@@ -73,6 +73,10 @@ class StreamLoader:
         """Not known before the epoch has been read."""
         return None
 
+    def largest_batch(self, epoch: int) -> int | None:
+        """Not known before the epoch has been read."""
+        return None
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 1), beginning at batch number `start`."""
         former = BatchFormer(self.dataset, self.specs, self.batching, self.check_finite, self.rank, self.world_size)

@@ -11,7 +11,9 @@ from torch import nn
 
 from returnn_hydra.batch import Batch, Output, TensorSpec
 from returnn_hydra.data.dataset import DataError
+from returnn_hydra.engine.bad_batch import describe_batch
 from returnn_hydra.engine.callback import ForwardCallback
+from returnn_hydra.engine.errors import OutOfMemoryError, is_out_of_memory
 
 ForwardStep = Callable[[nn.Module, Batch], Mapping[str, Output]]
 logger = logging.getLogger(__name__)
@@ -56,16 +58,23 @@ def forward(
 def forward_batch(
     model: nn.Module, forward_step: ForwardStep, batch: Batch, device: torch.device
 ) -> list[dict[str, np.ndarray]]:
-    """The outputs of each sequence; a batch that does not fit into memory is halved and done again."""
+    """The outputs of each sequence; a batch that does not fit into memory is halved and done again.
+
+    Raises:
+        OutOfMemoryError: it is one sequence.
+    """
     try:
         outputs = forward_step(model, batch.to(device))
         arrays = {name: output.per_sequence() for name, output in outputs.items()}
-    except torch.OutOfMemoryError:
-        if batch.num_seqs == 1:
+        return [{name: rows[index] for name, rows in arrays.items()} for index in range(batch.num_seqs)]
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
-        logger.warning("out of memory with %d sequences, going on with halves", batch.num_seqs)
-        return [sequence for part in batch.halves() for sequence in forward_batch(model, forward_step, part, device)]
-    return [{name: rows[index] for name, rows in arrays.items()} for index in range(batch.num_seqs)]
+        if batch.num_seqs == 1:
+            raise OutOfMemoryError(f"out of memory with one sequence: {describe_batch(batch)}") from error
+    # out of the except block: its traceback holds on to the memory
+    logger.warning("out of memory with %s: going on with halves", describe_batch(batch))
+    return [sequence for part in batch.halves() for sequence in forward_batch(model, forward_step, part, device)]
 
 
 def check_outputs(seq_tag: str, outputs: Mapping[str, np.ndarray], expected: Mapping[str, TensorSpec]) -> None:
