@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import types
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 from returnn_hydra.network.activations import safe_exp, safe_log
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.expressions import Namespace
 from returnn_hydra.network.tf_face.namespace import tf_namespace, where_bc
+from returnn_hydra.network.tf_face.tensor import as_tensor, tf_tensor
 
 
 class FaceModule(types.ModuleType):
@@ -30,25 +34,53 @@ class FaceModule(types.ModuleType):
             ) from None
 
 
+@lru_cache(maxsize=1)
 def tensorflow_modules() -> dict[str, types.ModuleType]:
-    """Module name to module, to be put into `sys.modules` while a config is loaded."""
+    """Module name to module, to be found by `import` while a config is loaded and runs."""
     tf = tf_namespace()
-    helpers = {"where_bc": where_bc, "safe_log": safe_log, "safe_exp": safe_exp, "expand_dims_unbroadcast": _expand}
     compat = FaceModule("returnn.tf.compat", {"v1": FaceModule("tensorflow", tf), "v2": FaceModule("tensorflow", tf)})
-    return {
-        "tensorflow": FaceModule("tensorflow", tf),
-        "tensorflow.compat": FaceModule("tensorflow.compat", tf.compat),
-        "tensorflow.compat.v1": FaceModule("tensorflow.compat.v1", tf),
-        "returnn.tf.compat": compat,
-        "returnn.tf.compat.v1": FaceModule("returnn.tf.compat.v1", tf),
-        "TFCompat": compat,
-        "TFUtil": FaceModule("TFUtil", helpers),
-        "returnn.tf.util.basic": FaceModule("returnn.tf.util.basic", helpers),
-    }
+    modules = [
+        FaceModule("tensorflow", tf),
+        FaceModule("tensorflow.compat", tf.compat),
+        FaceModule("tensorflow.compat.v1", tf),
+        FaceModule("tensorflow.compat.v2", tf),
+        compat,
+        FaceModule("returnn.tf.compat.v1", tf),
+        FaceModule("returnn.tf.util.basic", HELPERS),
+        FaceModule("TFUtil", HELPERS),
+    ]
+    return {**{module.__name__: module for module in modules}, "TFCompat": compat}
 
 
-def _expand(x: Any, axis: int, dim: Any, name: str | None = None) -> Any:
+def expand_dims_unbroadcast(x: Any, axis: int, dim: Any, name: str | None = None) -> Any:
     """A new axis of size `dim`, filled by repetition."""
     sizes = list(x.shape)
     place = axis % (len(sizes) + 1)
     return x.unsqueeze(place).expand(*sizes[:place], int(dim), *sizes[place:])
+
+
+def tile_transposed(x: Any, axis: int, multiples: Any) -> Any:
+    """Repeat every entry along an axis: a a b b."""
+    return x.repeat_interleave(int(multiples), axis)
+
+
+def nd_indices(indices: Any, indices_batch_major: bool = True) -> Any:
+    """(B, ...) indices with the number of their batch entry before them: (B, ..., 2)."""
+    indices = as_tensor(indices)
+    if not indices_batch_major:
+        raise NetworkError("nd_indices: only batch-major indices are supported")
+    rows = torch.arange(indices.shape[0], device=indices.device).reshape(-1, *[1] * (indices.dim() - 1))
+    return tf_tensor(torch.stack([rows.expand_as(indices).to(indices.dtype), indices], -1))
+
+
+HELPERS: dict[str, Any] = {
+    "where_bc": where_bc,
+    "safe_log": safe_log,
+    "safe_exp": safe_exp,
+    "expand_dims_unbroadcast": expand_dims_unbroadcast,
+    "tile_transposed": tile_transposed,
+    "nd_indices": nd_indices,
+    "get_shape_dim": lambda x, axis, name=None: x.shape[axis],
+    "get_shape": lambda x: list(x.shape),
+}
+"""What RETURNN's `returnn.tf.util.basic` offers to functions of configs."""
