@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from returnn_hydra.search.beam import IMPOSSIBLE
 from returnn_hydra.search.result import Hypothesis
+
+IMPOSSIBLE = -1e30
+"""Stands for a score of minus infinity in files, as in RETURNN."""
 
 
 class LabelNames(Protocol):
