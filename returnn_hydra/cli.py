@@ -38,21 +38,21 @@ def main() -> None:
         return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))  # more than one: started by torchrun
+    on_stop = _end if num_ranks == 1 else signal.SIG_DFL  # no handler of Python's runs while ranks wait for each other
+    before = {number: signal.signal(number, on_stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
-        if int(os.environ.get("RANK", "0")) > 0:  # the first of torchrun's processes composes for all
-            from returnn_hydra.tasks.job import follow
-
-            follow()
-            return
-        sys.argv[1:] = with_saved_overrides(sys.argv[1:])
-        run_job()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from returnn_hydra.tasks.job import dismiss_followers
-
-            dismiss_followers()
+        if num_ranks > 1:
+            _run_as_rank(int(os.environ["RANK"]))
+        else:
+            _run()
     except Exception as error:
-        sys.exit(_report(error, wants_traceback))
+        code = _report(error, wants_traceback)
+        if num_ranks > 1:
+            from returnn_hydra.engine.ranks import end_at_once
+
+            end_at_once(code)
+        sys.exit(code)
     except KeyboardInterrupt:
         print("ERROR 130: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -61,6 +61,28 @@ def main() -> None:
             signal.signal(number, handler)
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _run() -> None:
+    sys.argv[1:] = with_saved_overrides(sys.argv[1:])
+    run_job()
+
+
+def _run_as_rank(rank: int) -> None:
+    """One of torchrun's processes: the first one composes for all.
+
+    Raises:
+        LostRankError: another one failed, or does not answer.
+    """
+    from returnn_hydra.engine.rank_failures import explained
+    from returnn_hydra.tasks.job import dismiss_followers, follow
+
+    with explained():
+        if rank > 0:
+            follow()
+        else:
+            _run()
+            dismiss_followers()
 
 
 def _end(number: int, frame: object) -> None:
@@ -76,5 +98,7 @@ def _report(error: Exception, wants_traceback: bool) -> int:
     code = 2 if config_error else exit_code_of(error)
     if wants_traceback or code == FAILED:
         traceback.print_exception(error)
-    print(f"ERROR {code}: {config_error}" if config_error else last_line(error), file=sys.stderr)
+    line = f"ERROR {code}: {config_error}" if config_error else last_line(error)
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    print(line if rank is None else f"rank {rank}: {line}", file=sys.stderr)
     return code

@@ -39,7 +39,7 @@ class DatasetConf:
     seq_list_filter: Any = None
     """Tags to use: a text file with one tag per line, or a list."""
     batch_size: Any = None
-    max_seqs: int | None = None
+    max_seqs: Any = None
     min_seq_length: Any = None
     max_seq_length: Any = None
     chunking: Any = None
@@ -65,6 +65,22 @@ class CheckpointEveryConf:
 
     steps: int | None = None
     minutes: float | None = None
+
+
+@dataclass
+class DebugConf:
+    """Checks that cost time."""
+
+    check_batch: bool = False
+    """Before an epoch: forward and backward with its largest batch, without an update, to see that it fits."""
+
+
+@dataclass
+class EmaConf:
+    """The exponential moving average of the parameters: evaluated and saved in place of those that are trained."""
+
+    decay: float | None = None
+    """Of each update, such as 0.999; null: no average."""
 
 
 @dataclass
@@ -106,18 +122,25 @@ class Config:
     optimizer: Any = MISSING
     learning_rate: float = 1e-3
     learning_rate_control: Any = None
+    dynamic_learning_rate: Any = None
+    """A function of the Python overrides of (global_train_step, epoch, epoch_continuous, learning_rate): the rate of
+    the step, from that of the epoch. It takes the place of `learning_rate_control.schedule`."""
     search: Any = None
     search_output: Any = None
     callbacks: dict[str, Any] = field(default_factory=dict)
 
     batch_size: Any = None
-    max_seqs: int | None = None
+    """Frames; or, like `max_seqs`, a function of the Python overrides of (epoch, seq_idx, epoch_continuous)."""
+    max_seqs: Any = None
     num_epochs: int = 5
     load_epoch: Any = "last"
     init_from: Any = None
+    resume_from: str | None = None
+    """Another run's folder, or one of its checkpoints: go on from there, in a folder of its own."""
     replay_file: str | None = None
     loss_normalization: str = "mean"
-    grad_accum_steps: int = 1
+    grad_accum_steps: Any = 1
+    """Batches; or a function of the Python overrides of (epoch, epoch_continuous, global_train_step)."""
     max_grad_norm: float | None = None
     max_grad_value: float | None = None
     max_grad_norm_per_tensor: float | None = None
@@ -125,8 +148,13 @@ class Config:
     weight_decay_exclude: list[str] | None = None
     learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
+    ema: EmaConf = field(default_factory=EmaConf)
     amp: str = "none"
     compile: bool = False
+    distributed: str = "ddp"
+    """Under torchrun: ddp, every rank has the whole model; fsdp, a part of each parameter."""
+    fsdp_units: list[str] = field(default_factory=list)
+    """Globs over names of modules whose parameters are put together one by one, only while such a module works."""
     distributed_timeout: float = 300.0
     """Seconds that a rank waits for the others."""
 
@@ -139,6 +167,7 @@ class Config:
     on_nonfinite: str = "stop"
     max_consecutive_nonfinite: int = 10
     on_oom: str = "stop"
+    debug: DebugConf = field(default_factory=DebugConf)
     stop_after: str | None = None
     steal_lock: bool = False
 
@@ -151,14 +180,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "amp": ("none", "bfloat16", "float16"),
     "on_nonfinite": ("stop", "skip", "rollback"),
     "on_oom": ("stop", "split"),
+    "distributed": ("ddp", "fsdp"),
 }
 """Flat keys whose value is one of a few words."""
 
 MINIMUM: dict[str, float] = {
     "num_epochs": 1,
-    "max_seqs": 1,
     "learning_rate": 0.0,
-    "grad_accum_steps": 1,
     "max_grad_norm": 0.0,
     "max_grad_value": 0.0,
     "max_grad_norm_per_tensor": 0.0,
@@ -169,6 +197,7 @@ MINIMUM: dict[str, float] = {
     "log_every": 1,
     "log_verbosity": 0,
     "max_consecutive_nonfinite": 1,
+    "distributed_timeout": 1.0,
 }
 """Smallest allowed value of flat numeric keys."""
 

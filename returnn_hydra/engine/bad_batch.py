@@ -16,17 +16,18 @@ from returnn_hydra.engine.tensor_file import read_foreign_tensors, write_tensors
 FOLDER = "bad_batches"
 
 
-def save_batch(folder: Path, batch: Batch, number: int, disk: FileSystem) -> Path:
+def save_batch(folder: Path, batch: Batch, number: int, disk: FileSystem, rank: int = 0) -> Path:
     """Write a batch into the run's folder.
 
     Args:
-        number: of the batch in its epoch.
+        number: of the batch in its epoch, among those of this rank.
 
     Returns:
         The file.
     """
     disk.make_folder(folder / FOLDER)
-    file = folder / FOLDER / f"epoch.{batch.epoch:03d}.batch.{number:06d}.pt"
+    of_rank = f".rank{rank}" if rank else ""
+    file = folder / FOLDER / f"epoch.{batch.epoch:03d}.batch.{number:06d}{of_rank}.pt"
     tensors = {
         name: value.detach().cpu() if isinstance(value, torch.Tensor) else np.asarray(value).tolist()
         for name, value in batch.tensors.items()

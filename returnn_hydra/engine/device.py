@@ -13,14 +13,29 @@ import torch
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto`, `cpu`, `gpu` (= cuda), `cuda:N` or `mps` to a device that is there.
 
+    A GPU becomes the current one, which torch.cuda.manual_seed, nccl and new tensors on `cuda` use.
+
     Args:
         local_rank: of several processes on this machine, each takes the GPU of its number.
 
     Raises:
-        ValueError: no such device word, or this machine has no such device.
+        ValueError: no such device word, this machine has no such device, or several processes would share one.
     """
-    if local_rank is not None and name in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local_rank}"
+    device = _find_device(name if local_rank is None else _of_rank(name, local_rank))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _of_rank(name: str, local_rank: int) -> str:
+    if name in ("gpu", "cuda") or (name == "auto" and torch.cuda.is_available()):
+        return f"cuda:{local_rank}"
+    if name in ("auto", "cpu"):
+        return "cpu"
+    raise ValueError(f"device={name}: several processes can't share it; expected auto, cpu or gpu")
+
+
+def _find_device(name: str) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")

@@ -10,6 +10,7 @@ OK = 0
 FAILED = 1
 CONFIG = 2
 BAD_DATA = 65
+LOST_RANK = 69
 NO_RESOURCES = 71
 LOCKED = 73
 IO_ERROR = 74
@@ -22,6 +23,7 @@ MEANING = {
     FAILED: "an error that is none of the others",
     CONFIG: "the configuration can't be used",
     BAD_DATA: "the data can't be used",
+    LOST_RANK: "another process of the run failed, or does not answer",
     NO_RESOURCES: "out of memory, or another limit of the operating system",
     LOCKED: "another run is live in this folder",
     IO_ERROR: "reading or writing failed",
@@ -52,10 +54,22 @@ class ChangedConfigError(RunError):
     exit_code = CONFIG
 
 
+class CombinationError(RunError):
+    """Options that don't go together, which only shows when the run has begun."""
+
+    exit_code = CONFIG
+
+
 class OutOfMemoryError(RunError):
     """A batch did not fit into memory."""
 
     exit_code = NO_RESOURCES
+
+
+class LostRankError(RunError):
+    """Another rank of the run failed, was killed, or does not answer."""
+
+    exit_code = LOST_RANK
 
 
 class LockedError(RunError):

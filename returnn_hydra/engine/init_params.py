@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from returnn_hydra.engine.errors import DamagedStateError, StateReadError
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.foreign import load_model_file
 from returnn_hydra.engine.log import SUMMARY
+from returnn_hydra.engine.whole_state import copy_into
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ class InitFrom:
                     f"init_from {self.file}: '{source}' has shape {tuple(content[source].shape)}, "
                     f"the model's '{name}' has {tuple(value.shape)}"
                 )
-            with torch.no_grad():
-                value.copy_(content[source])
+            copy_into(value, content[source])
             loaded.append(name)
         if missing and not self.ignore_missing:
             raise DamagedStateError(

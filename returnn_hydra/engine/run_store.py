@@ -6,6 +6,7 @@ records for people and programs, one line per epoch, and spares a resumed run th
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +19,12 @@ import torch
 from returnn_hydra.batch import Batch
 from returnn_hydra.engine.bad_batch import save_batch
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
+from returnn_hydra.engine.errors import NoCheckpointError, NonFiniteError, StateReadError
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.init_params import InitFrom
 from returnn_hydra.engine.log import FILES
 from returnn_hydra.engine.manifest import Progress
+from returnn_hydra.engine.other_run import OtherRun
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.resume import refuse_changes
@@ -29,6 +32,7 @@ from returnn_hydra.engine.retention import Retention, RetentionRule
 from returnn_hydra.engine.saver import BackgroundSaver
 from returnn_hydra.engine.score_file import ScoreFile
 from returnn_hydra.engine.signals import StopRequest
+from returnn_hydra.engine.training_tensors import load_training_tensors, training_tensors
 
 if TYPE_CHECKING:
     from returnn_hydra.engine.trainer import Trainer
@@ -62,6 +66,8 @@ class RunStore:
     stop: StopRequest = field(default_factory=StopRequest)
     init_from: Sequence[InitFrom] = ()
     """Where a run that has no checkpoint yet takes parameters from; of two files with a parameter the first wins."""
+    resume_from: OtherRun | None = None
+    """Where a run that has no checkpoint yet takes everything from, in place of `init_from`."""
     writers: Sequence[RecordWriter] = ()
     """Further files with the records of all epochs."""
     disk: FileSystem = field(default_factory=FileSystem)
@@ -88,37 +94,62 @@ class RunStore:
         self.saver.__exit__(kind, error, trace)
 
     def restore(self, trainer: Trainer) -> None:
-        """Load the newest valid checkpoint into the trainer, if there is one.
+        """Load the newest valid checkpoint into the trainer, if there is one; or that of `resume_from`.
 
         Raises:
             ChangedConfigError: it was made with another configuration.
             DamagedStateError: there are checkpoints, but no valid one.
+            NoCheckpointError: there is none at `resume_from`, or nothing is left to train after it.
         """
         self.checkpoints.may_be_infinite = [
             name for name, buffer in trainer.model.named_buffers() if not bool(torch.isfinite(buffer).all())
         ]
-        checkpoint = self.checkpoints.load_newest(trainer.device) if self.resume else None
-        self._saved_at = (time.monotonic(), trainer.updater.num_updates)
-        if checkpoint is None:
+        own = self.checkpoints.load_newest(trainer.device) if self.resume else None
+        self._refuse_other_files(own)
+        if own is None:
             self._check_space(trainer)
+        if own is not None:
+            self._load(trainer, own, self.folder)
+        elif self.resume_from is not None:
+            self._load(trainer, *self.resume_from.load(self.disk, trainer.device))
+            next_epoch = trainer.position.epoch + trainer.position.trained
+            if next_epoch > trainer.num_epochs:
+                raise NoCheckpointError(
+                    f"resume_from={self.resume_from.path}: it is trained until epoch {next_epoch - 1}, "
+                    f"and num_epochs={trainer.num_epochs} asks for no more"
+                )
+        else:
             for init in reversed(self.init_from):
                 init.apply(trainer.model, self.disk)
             logger.info("Starting at epoch %d", trainer.position.epoch)
-        else:
-            refuse_changes(checkpoint.manifest.fingerprint, self.fingerprint, self.allow_changed)
-            self._load(trainer, checkpoint)
+        self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         self.stop.immediate = False
 
     def _check_space(self, trainer: Trainer) -> None:
         """Room for two checkpoints, with the two tensors per parameter that most optimizers keep."""
         model = trainer.model.state_dict()
-        self.checkpoints.check_space(model, {"first": model, "second": model})
+        trained = model if trainer.updater.average is not None else {}
+        self.checkpoints.check_space(model, {"first": model, "second": model, "trained": trained})
 
-    def _load(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    def _refuse_other_files(self, checkpoint: Checkpoint | None) -> None:
+        """
+        Raises:
+            StateReadError: the ranks don't see the same newest checkpoint.
+        """
+        found = self.ranks.gather(checkpoint and {"name": checkpoint.manifest.name, **checkpoint.manifest.files})
+        for rank, seen in enumerate(found):
+            if seen != found[0]:
+                names = [other["name"] if other else "no checkpoint" for other in (found[0], seen)]
+                raise StateReadError(
+                    f"{self.checkpoints.folder}: rank 0 finds {names[0]}, rank {rank} finds {names[1]} or another "
+                    "content; all ranks need to see the same files"
+                )
+
+    def _load(self, trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
+        """Put the trainer where a checkpoint was made; `folder`: of its run, with the scores."""
+        refuse_changes(checkpoint.manifest.fingerprint, self.fingerprint, self.allow_changed)
         progress, state = checkpoint.progress, checkpoint.progress.state
-        trainer.model.load_state_dict(checkpoint.model)
-        if checkpoint.optimizer is not None:
-            trainer.updater.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        load_training_tensors(trainer.model, trainer.updater, checkpoint)
         trainer.updater.load_state_dict(state["updater"])
         if self.ranks.is_first:  # it is the sum over all ranks
             trainer.sums.load_state_dict(state["sums"])
@@ -134,12 +165,12 @@ class RunStore:
             logger.info("Resumed at epoch %d, batch %d of %s", progress.epoch, progress.batch, total)
             return
         trainer.position.trained = True
-        saved = read_records(self.folder)
+        saved = self.ranks.broadcast(read_records(folder))
         finished = next((record for record in saved if record.epoch == progress.epoch), None)
         if finished is not None and set(trainer.eval_data) <= set(finished.scores):
             trainer.records.append(finished)
             trainer.start_epoch(progress.epoch + 1)
-            if saved != trainer.records and self.ranks.is_first:
+            if (folder != self.folder or saved != trainer.records) and self.ranks.is_first:
                 self._write_records(trainer.records)
         if trainer.position.epoch > trainer.num_epochs:
             logger.info("Already trained until epoch %d, nothing to do", progress.epoch)
@@ -156,15 +187,18 @@ class RunStore:
             Exception: the given error, when there is no checkpoint yet.
         """
         self.saver.wait()
-        checkpoint = self.checkpoints.load_newest(trainer.device)
+        self.ranks.broadcast(None)  # what the first rank has written is there
+        checkpoint, folder = self.checkpoints.load_newest(trainer.device), self.folder
+        if checkpoint is None and self.resume_from is not None:
+            checkpoint, folder = self.resume_from.load(self.disk, trainer.device)
         if checkpoint is None:
             raise error
         trainer.start_epoch(checkpoint.progress.epoch)
-        self._load(trainer, checkpoint)
+        self._load(trainer, checkpoint, folder)
 
     def save_batch(self, batch: Batch, number: int) -> Path:
-        """Keep a batch that made trouble."""
-        return save_batch(self.folder, batch, number, self.disk)
+        """Keep a batch that made trouble; every rank has its own."""
+        return save_batch(self.folder, batch, number, self.disk, self.ranks.rank)
 
     def save_epoch(self, trainer: Trainer) -> None:
         """The epoch is trained: save it as `model.NNN`, in the background.
@@ -174,9 +208,7 @@ class RunStore:
         """
         progress = self._progress(trainer, None)
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
-        if not self.ranks.is_first:
-            return
-        self.saver.save_epoch(progress, trainer.model.state_dict(), _optimizer_state(trainer))
+        self._save(self.saver.save_epoch, trainer, progress)
         logger.log(FILES, "Save model and optimizer under %s.*", self.checkpoints.epoch_name(trainer.position.epoch))
 
     def save_within_epoch(self, trainer: Trainer) -> None:
@@ -190,25 +222,39 @@ class RunStore:
             return
         position = trainer.position
         progress = self._progress(trainer, position.batch)
-        if self.ranks.is_first:
-            self.saver.save_latest(progress, trainer.model.state_dict(), _optimizer_state(trainer))
+        self._save(self.saver.save_latest, trainer, progress)
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         if wish == STOP:
             self.saver.wait()
             total = trainer.train_data.num_batches(position.epoch)
             raise self.stop.stopped(f"epoch {position.epoch}, batch {position.batch} of {total} is saved")
 
-    def until_stopped(self, batches: Iterator[Item], epoch: int) -> Iterator[Item]:
-        """The batches of an evaluation.
+    def _save(self, save: Callable[..., None], trainer: Trainer, progress: Progress) -> None:
+        """On the first rank; all others learn of bad numbers."""
+        tensors = training_tensors(trainer.model, trainer.updater)
+        failure: NonFiniteError | None = None
+        if self.ranks.is_first:
+            try:
+                save(progress, *tensors)
+            except NonFiniteError as error:
+                failure = error
+        message = self.ranks.broadcast(failure and str(failure))
+        if message is not None:
+            raise NonFiniteError(message) from failure
+
+    def until_stopped(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The batches of an evaluation, as long as the run is not asked to stop."""
+        return itertools.takewhile(lambda _: not self.stop.requested, batches)
+
+    def end_if_stopped(self, epoch: int) -> None:
+        """After the batches of an evaluation.
 
         Raises:
-            Stopped: between two of them, when the run is asked to stop; the trained epoch is saved.
+            Stopped: one of the ranks is asked to stop; the trained epoch is saved.
         """
-        for batch in batches:
-            if self.stop.requested:
-                self.saver.wait()
-                raise self.stop.stopped(f"epoch {epoch} is saved, its evaluation comes with the next start")
-            yield batch
+        if self.ranks.largest(int(self.stop.requested)):
+            self.saver.wait()
+            raise self.stop.stopped(f"epoch {epoch} is saved, its evaluation comes with the next start")
 
     def save_records(self, trainer: Trainer) -> None:
         """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed."""
@@ -242,16 +288,13 @@ class RunStore:
 
     def _agreed_wish(self, trainer: Trainer) -> int:
         """What to do after this batch: the same on all ranks."""
-        if self.ranks.size > 1 and trainer.position.batch % self.ask_every:
-            return GO_ON
-        wish = STOP if self.stop.requested else SAVE if self._is_due(trainer) else GO_ON
-        return self.ranks.largest(wish)
-
-    def _is_due(self, trainer: Trainer) -> bool:
         since, updates = self._saved_at
         by_steps = self.every_steps is not None and trainer.updater.num_updates - updates >= self.every_steps
         by_time = self.every_minutes is not None and time.monotonic() - since >= 60 * self.every_minutes
-        return by_steps or by_time
+        wish = STOP if self.stop.requested else SAVE if by_steps or by_time else GO_ON
+        if self.ranks.size > 1 and trainer.position.batch % self.ask_every:
+            return SAVE if by_steps else GO_ON  # the only one that all ranks know
+        return self.ranks.largest(wish)
 
     def _progress(self, trainer: Trainer, batch: int | None) -> Progress:
         rate = trainer.updater.optimizer.param_groups[0]["lr"]
@@ -269,15 +312,3 @@ class RunStore:
 def read_records(folder: Path) -> list[EpochRecord]:
     """The records of a run's finished epochs; damaged lines are reported and left out."""
     return [EpochRecord.from_json(record) for record in ScoreFile(folder / SCORES_FILE, FileSystem()).read()]
-
-
-def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
-    """The optimizer in the layout of RETURNN's `.opt.pt`."""
-    optimizer = trainer.updater.optimizer
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    return {
-        "optimizer": optimizer.state_dict(),
-        "optimizer_class_name": type(optimizer).__name__,
-        "optimizer_opts": {},
-        "param_names": [names[id(p)] for group in optimizer.param_groups for p in group["params"]],
-    }

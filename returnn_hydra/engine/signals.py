@@ -61,6 +61,8 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
+        if self._signal is None and self._stop_after is None:
+            return "another rank was asked to stop"
         return self._signal.name if self._signal else f"stop_after={self._stop_after}"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.bad_batch import describe_batch
 from returnn_hydra.engine.callback import Callback
+from returnn_hydra.engine.check_batch import try_batch
 from returnn_hydra.engine.device import seed_everything
-from returnn_hydra.engine.errors import NonFiniteError, OutOfMemoryError
+from returnn_hydra.engine.errors import NonFiniteError, OutOfMemoryError, is_out_of_memory
 from returnn_hydra.engine.evaluator import TrainStep, evaluate
-from returnn_hydra.engine.ranks import DataParallelStep, Ranks
+from returnn_hydra.engine.parallel import ParallelStep
+from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.run_store import RunStore
 from returnn_hydra.engine.scores import Score, ScoreSums
@@ -67,6 +69,8 @@ class Trainer:
     """(epoch, batch) of batches that gave bad numbers and are not used."""
     on_oom: str = "stop"
     """What to do with a batch that does not fit into memory: stop, or split it."""
+    check_batch: bool = False
+    """Before an epoch, see whether its largest batch fits into memory."""
     stopping: bool = False
     """Set by a callback that wants no further epoch."""
 
@@ -95,6 +99,8 @@ class Trainer:
         learning_rate = self.ranks.broadcast(self.control.learning_rate(epoch, self.history()))
         if not self.position.trained:
             self.notify("on_epoch_start")
+            if self.check_batch:
+                self.try_largest_batch(epoch)
             self.train_epoch(epoch, learning_rate)
             self.position.trained = True
             self.store.save_epoch(self)
@@ -102,6 +108,7 @@ class Trainer:
         self.records.append(record)
         self.store.save_records(self)
         self.notify("on_epoch_end", record)
+        self.stopping = self.ranks.broadcast(self.stopping)  # callbacks are the first rank's
         self.start_epoch(epoch + 1)
 
     def roll_back(self, error: NonFiniteError) -> None:
@@ -120,17 +127,53 @@ class Trainer:
         self.position = Position(epoch)
         self.sums = ScoreSums()
 
+    def try_largest_batch(self, epoch: int) -> None:
+        """Forward and backward with the largest batch of the epoch; nothing is changed.
+
+        Raises:
+            OutOfMemoryError: it does not fit, and the rules say to stop.
+        """
+        number = self.train_data.largest_batch(epoch)
+        if number is None:
+            logger.warning("debug.check_batch: the sizes of the batches are not known before they are read")
+            return
+        self.model.train()
+        batches = self.train_data.epoch(epoch, start=number)
+        batch = next(batches)
+        batches.close()  # type: ignore[attr-defined]
+        parallel = self.train_step if isinstance(self.train_step, ParallelStep) else None
+        try:
+            with parallel.without_sync() if parallel else nullcontext():
+                try_batch(self.model, self.train_step, self.updater, batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = self._too_large(batch, number)
+            if self.on_oom == "stop":
+                raise failure from error
+            logger.warning("The largest batch will be split: %s", failure)
+        else:
+            logger.info("The largest batch of epoch %d fits: number %d, %s", epoch, number, describe_batch(batch))
+
+    def _too_large(self, batch: Batch, number: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"epoch {self.position.epoch}, batch {number}: out of memory with "
+            f"{describe_batch(batch)}; use a smaller batch_size, or on_oom=split"
+        )
+
     def train_epoch(self, epoch: int, learning_rate: float) -> None:
         """All batches that are left of the epoch."""
         started = time.monotonic() - self.position.seconds
         num_batches = self.train_data.num_batches(epoch)
         self.model.train()
-        for batch in self.train_data.epoch(epoch, start=self.position.batch):
+        batches = self.train_data.epoch(epoch, start=self.position.batch)
+        for batch in batches if num_batches is not None else self.ranks.while_all_have(batches):
             seed_everything(self.device, self.seed, epoch, self.position.batch, self.ranks.rank)
-            self.set_learning_rate(epoch, num_batches, learning_rate)
+            self.set_learning_rate(num_batches, learning_rate)
             if [epoch, self.position.batch] in self.left_out:
                 self.position.batch += 1
                 continue
+            self.updater.start_batch(epoch, self.epochs_done(num_batches))
             losses = self.train_batch(batch, is_last=self.position.batch + 1 == num_batches)
             self.sums.add(losses)
             self.position.batch += 1
@@ -152,19 +195,19 @@ class Trainer:
         except NonFiniteError as error:
             file = self.store.save_batch(batch, self.position.batch)
             raise NonFiniteError(f"{error}. The batch is in {file}: task=replay runs it again") from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            fits = self.on_oom == "split" and batch.num_seqs > 1 and self.updater.rules.grad_accum_steps == 1
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = self.on_oom == "split" and batch.num_seqs > 1 and not self.updater.accumulates
             if not fits or self.ranks.size > 1:
-                raise OutOfMemoryError(
-                    f"epoch {self.position.epoch}, batch {self.position.batch}: out of memory with "
-                    f"{describe_batch(batch)}; use a smaller batch_size, or on_oom=split"
-                ) from error
+                raise self._too_large(batch, self.position.batch) from error
         self.updater.forget()
         return self._train_in_parts(batch, is_last)
 
     def _train_on(self, batch: Batch, is_last: bool, parts_to_come: int | None = None) -> Mapping[str, Loss]:
-        waits = isinstance(self.train_step, DataParallelStep) and not self.updater.is_last_of_update(is_last)
-        with self.train_step.without_sync() if waits else nullcontext():  # type: ignore[attr-defined]
+        parallel = self.train_step if isinstance(self.train_step, ParallelStep) else None
+        waits = parallel is not None and not self.updater.is_last_of_update(is_last)
+        with parallel.without_sync() if parallel and waits else nullcontext():
             with self.updater.autocast():
                 losses = self.train_step(self.model, batch.to(self.device))
             self.updater.update(losses, batch.seq_tags, is_last, parts_to_come)
@@ -179,7 +222,9 @@ class Trainer:
             try:
                 results = [self._train_on(part, is_last, len(parts) - 1 - index) for index, part in enumerate(parts)]
                 return {name: sum_losses([losses[name] for losses in results]) for name in results[0]}
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.updater.forget()
                 if len(parts) >= batch.num_seqs:
                     raise OutOfMemoryError(f"out of memory with one sequence: {describe_batch(parts[0])}") from error
@@ -191,8 +236,10 @@ class Trainer:
         seconds = {"train": self.position.seconds}
         for name, data in self.eval_data.items():
             started = time.monotonic()
-            batches = self.store.until_stopped(data.epoch(epoch), epoch)
-            part = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
+            batches = self.store.until_stopped(data.epoch(epoch))
+            with self.updater.averaged(), self.evaluating():
+                part = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
+            self.store.end_if_stopped(epoch)
             scores[name] = self.ranks.merge(part)
             seconds[name] = time.monotonic() - started
         statistics = dict(self.train_data.statistics(epoch))
@@ -200,12 +247,19 @@ class Trainer:
             statistics["frames_per_second"] = round(statistics["num_frames"] / self.position.seconds, 1)
         return EpochRecord(epoch, learning_rate, scores, self.updater.step, seconds, statistics)
 
-    def set_learning_rate(self, epoch: int, num_batches: int | None, learning_rate: float) -> None:
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around an evaluation: every rank has another number of batches."""
+        return self.train_step.evaluating() if isinstance(self.train_step, ParallelStep) else nullcontext()
+
+    def set_learning_rate(self, num_batches: int | None, learning_rate: float) -> None:
         """Give the optimizer the rate of the coming step; a group's multiplier applies on top."""
-        done = self.position.batch / num_batches if num_batches else 0.0
-        rate = self.control.step_learning_rate(self.updater.step, epoch - 1 + done, learning_rate)
+        rate = self.control.step_learning_rate(self.updater.step, self.epochs_done(num_batches), learning_rate)
         for group in self.updater.optimizer.param_groups:
             group["lr"] = rate * group.get("learning_rate_multiplier", 1.0)
+
+    def epochs_done(self, num_batches: int | None) -> float:
+        """Finished epochs, and the finished fraction of the running one, if its number of batches is known."""
+        return self.position.epoch - 1 + (self.position.batch / num_batches if num_batches else 0.0)
 
     def selection_value(self, record: EpochRecord, score: str | None) -> float:
         """The value of the score that decides what is best.

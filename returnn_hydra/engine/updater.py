@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from returnn_hydra.batch import Loss
-from returnn_hydra.engine.errors import NonFiniteError
+from returnn_hydra.data.callables import by_name
+from returnn_hydra.engine.errors import CombinationError, NonFiniteError
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.weight_average import WeightAverage
+from returnn_hydra.engine.whole_state import is_sharded
 from returnn_hydra.optim.gradients import GradientRules
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,7 +28,9 @@ class UpdateRules:
 
     normalization: str = "mean"
     """mean: each loss is divided by its count over all accumulated batches; sum: it is not (RETURNN's convention)."""
-    grad_accum_steps: int = 1
+    grad_accum_steps: int | Callable[..., int] = 1
+    """Batches of an update. A function of (epoch, epoch_continuous, global_train_step), of those that it takes, is
+    asked for every batch."""
     apply_incomplete: bool = True
     """At the end of an epoch, apply what has been accumulated though it is less; else forget it, as RETURNN does."""
     step_unit: str = "update"
@@ -67,6 +71,9 @@ class Updater:
         self.num_batches = 0
         self.num_skipped = 0
         self._consecutive_skipped = 0
+        self._ask_wanted = by_name(rules.grad_accum_steps)
+        self._wanted = 1 if callable(rules.grad_accum_steps) else rules.grad_accum_steps
+        """Batches of the present update."""
         self.scaler = torch.amp.GradScaler(device.type) if rules.amp == "float16" else None
         self._reset()
 
@@ -89,6 +96,17 @@ class Updater:
         return self.num_batches if self.rules.step_unit == "batch" else self.num_updates
 
     @property
+    def accumulates(self) -> bool:
+        """Several batches may make an update."""
+        return self.rules.grad_accum_steps != 1
+
+    def start_batch(self, epoch: int, epoch_continuous: float) -> None:
+        """A batch begins here: how many make its update?"""
+        if callable(self.rules.grad_accum_steps):
+            progress = {"epoch": epoch, "epoch_continuous": epoch_continuous, "global_train_step": self.step}
+            self._wanted = self._ask_wanted(**progress)
+
+    @property
     def at_boundary(self) -> bool:
         """No batch waits in an unfinished accumulation: the state can be saved."""
         return self._accumulated == 0
@@ -100,7 +118,7 @@ class Updater:
 
     def is_last_of_update(self, is_last_of_epoch: bool) -> bool:
         """Whether the coming batch completes an update."""
-        complete = self._accumulated + 1 == self.rules.grad_accum_steps
+        complete = self._accumulated + 1 >= self._wanted
         return complete or (is_last_of_epoch and self.rules.apply_incomplete)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -156,14 +174,14 @@ class Updater:
     def _flush(self, losses: Mapping[str, Loss]) -> bool:
         if self._accumulated == 0:
             return False
-        if self.rules.grad_accum_steps > 1 or self._in_parts:
+        if self.accumulates or self._in_parts:
             self._add_up_ranks()
             self._divide_gradients()
         return self._apply(losses)
 
     def _backward(self, losses: Mapping[str, Loss]) -> None:
         """Add the gradients of a batch, divided by the counts if these are complete."""
-        if self.rules.grad_accum_steps == 1 and not self._in_parts:
+        if not self.accumulates and not self._in_parts:
             self._add_up_ranks()
             terms = [loss.sum * (loss.scale * self._factor(name)) for name, loss in losses.items()]
             self._scaled(sum_of(terms)).backward()
@@ -175,7 +193,10 @@ class Updater:
     def _backward_by_loss(self, losses: Mapping[str, Loss]) -> None:
         """Several losses, each with a count of its own that is known only at the end: their gradients wait apart."""
         if self.ranks.size > 1:
-            raise ValueError("accumulation with several losses is not possible with several ranks")
+            raise CombinationError(
+                f"grad_accum_steps with the losses {', '.join(losses)}, each divided by a "
+                "count of its own: not possible with several ranks; use loss_normalization=sum, or a larger batch_size"
+            )
         parameters = self.parameters
         for name, loss in losses.items():
             total = self._scaled(loss.scale * loss.sum)
@@ -218,7 +239,7 @@ class Updater:
         """Clip, check, step."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = self.rules.gradients.apply(self.parameters)
+        norm = self.rules.gradients.apply(self.parameters, self._common_generator())
         finite = math.isfinite(norm + sum(self._sums.values()))
         if self.scaler and not finite:  # an overflow of the loss scale is no error: the scaler lowers the scale
             self.scaler.step(self.optimizer)
@@ -229,6 +250,13 @@ class Updater:
             self._on_nonfinite(norm, losses)
         self._reset()
         return finite
+
+    def _common_generator(self) -> torch.Generator | None:
+        """For the gradient noise, where all ranks must draw the same; None: this rank's own random numbers will do."""
+        if self.ranks.size == 1 or self.rules.gradients.noise == 0 or is_sharded(self.model):
+            return None
+        seed = self.ranks.broadcast(int(torch.randint(2**62, ())))
+        return torch.Generator(self.device).manual_seed(seed)
 
     def _step(self) -> None:
         if self.scaler:

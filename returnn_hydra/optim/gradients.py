@@ -1,7 +1,8 @@
 """What happens to the gradients between backward and the optimizer step: norm, noise, clipping.
 
 The order is RETURNN's: the norm is measured first, then noise, then the limit per element, then the limit of the norm.
-All work happens on the parameters' device and waits for nothing.
+All work happens on the parameters' device and waits for nothing. Gradients may be parts of whole ones (DTensor, FSDP):
+norms are those of the whole.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ class GradientRules:
         if not 0 <= self.noise < math.inf:
             raise ValueError(f"noise={self.noise!r}: expected a number from 0")
 
-    def apply(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+    def apply(self, parameters: Iterable[nn.Parameter], generator: torch.Generator | None = None) -> Tensor:
         """Change the gradients in place.
+
+        Args:
+            generator: for the noise; default: torch's own.
 
         Returns:
             The norm of all gradients before any change, a scalar tensor; NaN or infinite if one of them is bad.
@@ -50,7 +54,7 @@ class GradientRules:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = global_norm(gradients, self.norm_type)
         if self.noise > 0:
-            add_noise(gradients, self.noise)
+            add_noise(gradients, self.noise, generator)
         if self.max_value is not None:
             for gradient in gradients:
                 gradient.clamp_(-self.max_value, self.max_value)
@@ -67,7 +71,8 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     """The p-norm of all elements together, a scalar tensor (0 without gradients)."""
     if not gradients:
         return torch.zeros(())
-    return torch.nn.utils.get_total_norm(gradients, norm_type)
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def limit_norm(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
@@ -77,9 +82,10 @@ def limit_norm(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> No
         gradient.mul_(factor.to(gradient.device, gradient.dtype))
 
 
-def add_noise(gradients: Sequence[Tensor], deviation: float) -> None:
-    """Add values of a normal distribution (mean 0, cut off at two deviations) in place, by torch's RNG."""
+def add_noise(gradients: Sequence[Tensor], deviation: float, generator: torch.Generator | None = None) -> None:
+    """Add values of a normal distribution (mean 0, cut off at two deviations) in place."""
     for gradient in gradients:
-        noise = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        nn.init.trunc_normal_(noise, std=deviation, a=-2 * deviation, b=2 * deviation)
-        gradient.add_(noise)
+        own = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+        noise = torch.empty_like(own, memory_format=torch.contiguous_format)
+        nn.init.trunc_normal_(noise, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
+        own.add_(noise)

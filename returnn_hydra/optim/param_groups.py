@@ -27,20 +27,17 @@ def param_groups(
     weight_decay: float | None = None,
     exclude: Sequence[str] | None = None,
     learning_rate_multipliers: Mapping[str, float] | None = None,
-    freeze: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer; one group for every combination of decay and multiplier.
 
     Every group has `params` (in the model's order), `learning_rate_multiplier`, and, where it differs from the
-    optimizer's own, `weight_decay`. Parameters that match `freeze` get `requires_grad = False`, and are in no group,
-    like those that had it already.
+    optimizer's own, `weight_decay`. Frozen parameters (`requires_grad = False`) are in no group.
 
     Args:
         weight_decay: of the groups that have one; None: whatever the optimizer has.
         exclude: globs over parameter names (`encoder.*.bias`) and class names (`LayerNorm`) of parameters without
             decay. Default: biases, norms and embeddings.
         learning_rate_multipliers: `{glob: factor}`; the first glob that matches counts.
-        freeze: globs over parameter names.
 
     Raises:
         ValueError: a glob or class that matches nothing, a factor below 0, or nothing is left to optimise.
@@ -50,14 +47,11 @@ def param_groups(
     for pattern, factor in multipliers.items():
         if not 0 <= factor < math.inf:
             raise ValueError(f"learning_rate_multipliers[{pattern!r}]={factor!r}: expected a number from 0")
-    check_patterns("freeze", freeze, owners)
     check_patterns("learning_rate_multipliers", multipliers, owners)
     if exclude is not None:
         check_patterns("weight_decay_exclude", exclude, {**owners, **_class_names(owners.values())})
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if matches(name, freeze):
-            parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
         decays = weight_decay != 0 and not _excluded(name, owners[name], exclude)
@@ -66,6 +60,18 @@ def param_groups(
     if not groups:
         raise ValueError(f"the model has no parameter to optimise ({len(owners)} parameters, all frozen)")
     return [_group(groups[key], *key, weight_decay) for key in sorted(groups, key=lambda key: (not key[0], key[1]))]
+
+
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Parameters that match one of the globs get `requires_grad = False`; do it before anything is built on the model.
+
+    Raises:
+        ValueError: a glob that matches nothing.
+    """
+    check_patterns("freeze", patterns, parameter_owners(model))
+    for name, parameter in model.named_parameters():
+        if matches(name, patterns):
+            parameter.requires_grad_(False)
 
 
 def _group(params: list[nn.Parameter], decays: bool, factor: float, weight_decay: float | None) -> dict[str, Any]:

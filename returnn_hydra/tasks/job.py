@@ -19,6 +19,7 @@ from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.run_name import run_name
 from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.errors import LockedError, StateError, last_line
+from returnn_hydra.engine.rank_failures import explained
 from returnn_hydra.engine.ranks import Ranks, started_by_torchrun
 from returnn_hydra.engine.status import write_result
 from returnn_hydra.tasks.context import Context
@@ -56,10 +57,19 @@ def run(composed: DictConfig) -> Any:
 
 def follow() -> None:
     """All ranks but the first: run the jobs that the first one composes, until it has no more."""
-    ranks = Ranks.start(FOLLOWER_TIMEOUT)
+    ranks = Ranks.start(_timeout_in(sys.argv[1:]))
     while (job := ranks.broadcast(None)) is not None:
         _run(job)
     ranks.leave()
+
+
+def _timeout_in(words: list[str]) -> float:
+    """The `distributed_timeout` of a command line that this process does not compose."""
+    found = [word.partition("=")[2] for word in words if override_key(word) == "distributed_timeout"]
+    try:
+        return float(found[-1])
+    except (ValueError, IndexError):
+        return FOLLOWER_TIMEOUT
 
 
 def dismiss_followers() -> None:
@@ -85,7 +95,8 @@ def _run(job: Job) -> Any:
     failure: BaseException | None = None
     with context:
         try:
-            facts["score"] = task(context)
+            with explained():
+                facts["score"] = task(context)
         except BaseException as error:
             failure = error
             assert context.log is not None

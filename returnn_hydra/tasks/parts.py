@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from returnn_hydra.build import check_arguments
+from returnn_hydra.compat.dynamic_learning_rate import DynamicLearningRate
 from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError
@@ -18,19 +19,57 @@ from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
+from returnn_hydra.engine.evaluator import TrainStep
 from returnn_hydra.engine.init_params import InitFrom
+from returnn_hydra.engine.other_run import OtherRun
+from returnn_hydra.engine.parallel import ReplicatedStep, ShardedStep
 from returnn_hydra.engine.retention import Retention
 from returnn_hydra.engine.run_store import RunStore, read_records
 from returnn_hydra.engine.signals import StopRequest
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.engine.updater import Updater, UpdateRules
+from returnn_hydra.engine.weight_average import WeightAverage
 from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import LearningRateControl, choose_score
-from returnn_hydra.optim.param_groups import param_groups
+from returnn_hydra.optim.param_groups import freeze_parameters, param_groups
 from returnn_hydra.tasks.context import Context
 
 logger = logging.getLogger(__name__)
-NOT_FINGERPRINTED = (NOT_IN_NAME - {"datasets", "model"}) | {"num_workers"}
+NOT_FINGERPRINTED = (NOT_IN_NAME - {"datasets", "model"}) | {"num_workers", "resume_from"}
+
+
+def build_model(context: Context) -> nn.Module:
+    """The model that is trained, with its frozen parameters; compiled, if asked for."""
+    model = context.model()
+    try:
+        freeze_parameters(model, context.values["freeze"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if context.values["compile"]:
+        model.compile()
+    return model
+
+
+def build_train_step(context: Context, model: nn.Module) -> TrainStep:
+    """The train step; of several ranks, inside what `distributed` says. The updater comes after it.
+
+    Raises:
+        ConfigError: something that does not go with `distributed`.
+    """
+    values, ranks = context.values, context.ranks
+    step = context.step("train_step")
+    if values["distributed"] == "ddp":
+        if values["fsdp_units"]:
+            raise ConfigError("fsdp_units: only distributed=fsdp has them")
+        return ReplicatedStep(model, step, context.device) if ranks.size > 1 else step
+    if ranks.size == 1:
+        raise ConfigError("distributed=fsdp: needs several processes: torchrun --nproc-per-node=N run.py ...")
+    if values["ema"]["decay"] is not None:
+        raise ConfigError("distributed=fsdp: ema.decay is only possible with distributed=ddp")
+    try:
+        return ShardedStep(model, step, context.device, ranks, values["fsdp_units"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_updater(context: Context, model: nn.Module) -> Updater:
@@ -42,7 +81,6 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
             weight_decay=(values["optimizer"] or {}).get("weight_decay"),
             exclude=values["weight_decay_exclude"],
             learning_rate_multipliers=values["learning_rate_multipliers"],
-            freeze=values["freeze"],
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -62,14 +100,29 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
         on_nonfinite=values["on_nonfinite"],
         max_consecutive_nonfinite=values["max_consecutive_nonfinite"],
     )
-    return Updater(model, optimizer, rules, context.device, context.ranks)
+    return Updater(model, optimizer, rules, context.device, context.ranks, build_average(context, model))
+
+
+def build_average(context: Context, model: nn.Module) -> WeightAverage | None:
+    """The moving average of the parameters, if `ema.decay` is set."""
+    decay = context.values["ema"]["decay"]
+    if decay is None:
+        return None
+    if not 0 <= decay <= 1:
+        raise ConfigError(f"ema.decay={decay}: expected a number from 0 to 1, or null")
+    return WeightAverage(model, decay)
 
 
 def build_control(context: Context) -> LearningRateControl:
     """How the learning rate follows the scores and the steps."""
     values = context.values
+    node = values["learning_rate_control"]
+    if values["dynamic_learning_rate"] is not None:
+        if node.get("schedule") is not None:
+            logger.info("dynamic_learning_rate takes the place of learning_rate_control.schedule")
+        node = {**node, "schedule": DynamicLearningRate(values["dynamic_learning_rate"])}
     control = context.builder.build(
-        values["learning_rate_control"],
+        node,
         "learning_rate_control",
         learning_rate=values["learning_rate"],
         score=values["score"],
@@ -120,6 +173,7 @@ def open_store(context: Context) -> RunStore:
         ranks=context.ranks,
         ask_every=values["log_every"],
         init_from=init_from(values["init_from"]),
+        resume_from=None if values["resume_from"] is None else OtherRun(Path(values["resume_from"])),
         writers=[lambda folder, records: write_learning_rate_file(folder / "learning_rates", records)],
     )
 
@@ -148,7 +202,7 @@ def fingerprint(config: Composed, world_size: int) -> dict[str, Any]:
     that a run can be made longer; what is computed from it counts by its formula.
     """
     written = _flat(OmegaConf.to_container(config.unresolved, resolve=False))
-    flat = _flat({**config.values, **config.callables})
+    flat = _flat(config.values)
     flat = {key: written[key] if "${num_epochs}" in str(written.get(key)) else value for key, value in flat.items()}
     ignored = ("datasets.eval", "datasets.extra", "datasets.train.num_workers", "datasets.dev.num_workers")
     known = {

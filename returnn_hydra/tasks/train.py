@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 
 from returnn_hydra.config.errors import ConfigError
-from returnn_hydra.engine.ranks import DataParallelStep
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.tasks.context import Context
-from returnn_hydra.tasks.parts import build_callbacks, build_control, build_updater, open_store
+from returnn_hydra.tasks.parts import (
+    build_callbacks,
+    build_control,
+    build_model,
+    build_train_step,
+    build_updater,
+    open_store,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +27,10 @@ def run(context: Context) -> float | None:
         raise ConfigError("datasets.train: task=train needs it")
     with context.lock(), open_store(context) as store:
         loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
-        model = context.model()
-        train_step = context.step("train_step")
-        if values["compile"]:
-            model.compile()
-        if context.ranks.size > 1:
-            train_step = DataParallelStep(model, train_step, context.device)
+        model = build_model(context)
         trainer = Trainer(
             model=model,
-            train_step=train_step,
+            train_step=build_train_step(context, model),
             updater=build_updater(context, model),
             control=build_control(context),
             train_data=loaders.pop("train"),
@@ -40,6 +41,7 @@ def run(context: Context) -> float | None:
             seed=values["seed"],
             ranks=context.ranks,
             on_oom=values["on_oom"],
+            check_batch=values["debug"]["check_batch"],
             callbacks=build_callbacks(context) if context.ranks.is_first else {},
         )
         records = trainer.run()

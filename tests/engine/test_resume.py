@@ -92,7 +92,7 @@ def test_every_step_is_a_resume_point(command, monkeypatch, extra):
 def test_killed_between_checkpoint_and_evaluation(command, monkeypatch, capsys):
     assert command(*WORDS, "name=whole") == 0
 
-    def die(self, batches, epoch):
+    def die(self, batches):
         self.saver.wait()
         raise Interrupted
 

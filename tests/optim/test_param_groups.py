@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from returnn_hydra.optim.param_groups import param_groups, parameter_owners
+from returnn_hydra.optim.param_groups import freeze_parameters, param_groups, parameter_owners
 
 
 class Model(nn.Module):
@@ -52,18 +52,18 @@ def test_excluded_by_glob_or_class():
 
 def test_multipliers_and_freezing():
     model = Model()
-    groups = param_groups(
-        model, weight_decay=0.0, learning_rate_multipliers={"lin.bias": 0.0, "lin.*": 0.5}, freeze=["emb.*", "ln.*"]
-    )
+    freeze_parameters(model, ["emb.*", "ln.*"])
+    groups = param_groups(model, weight_decay=0.0, learning_rate_multipliers={"lin.bias": 0.0, "lin.*": 0.5})
     assert [group["learning_rate_multiplier"] for group in groups] == [0.0, 0.5, 1.0]
     first, second, rest = names_of(model, groups)
     assert (first, second) == (["lin.bias"], ["lin.weight"])
     assert not any(name.startswith(("emb", "ln.")) for name in rest)
     assert not model.emb.weight.requires_grad
     with pytest.raises(ValueError, match=r"freeze: 'embedding' matches no parameter; did you mean 'emb\.weight'"):
-        param_groups(model, freeze=["embedding"])
+        freeze_parameters(model, ["embedding"])
+    freeze_parameters(model, ["*"])
     with pytest.raises(ValueError, match="all frozen"):
-        param_groups(model, freeze=["*"])
+        param_groups(model)
     with pytest.raises(ValueError, match="expected a number from 0"):
         param_groups(model, learning_rate_multipliers={"*": -1.0})
 

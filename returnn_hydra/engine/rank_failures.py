@@ -1,0 +1,115 @@
+"""Which rank made a run of several processes fail: the ranks leave word for each other, in torchrun's store.
+
+A rank that fails says why. A rank whose collective call fails looks who else failed, and who does not answer: killed
+ones, stopped ones, hanging ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch.distributed as dist
+
+from returnn_hydra.engine.errors import LostRankError, last_line
+
+CONNECT_SECONDS = 300.0
+GRACE = 3.0
+"""Seconds that a rank has to say that it is alive, once a collective call has failed."""
+PAUSE = 0.02
+
+
+@functools.cache
+def meeting_point() -> dist.Store:
+    """The store of this start of the run, which torchrun (or the first rank) serves."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=CONNECT_SECONDS)))
+    return store
+
+
+def wait_for(keys: Iterable[str], store: dist.Store, seconds: float, enough: Callable[[], bool] | None = None) -> None:
+    """Until all keys are in the store, `enough()` is true, or the time is up.
+
+    Looks again and again instead of waiting inside the store, where no signal would be noticed.
+    """
+    missing, until = set(keys), time.monotonic() + seconds
+    while missing and time.monotonic() < until and not (enough and enough()):
+        missing = {key for key in missing if not store.check([key])}
+        if missing:
+            time.sleep(PAUSE)
+
+
+def meet(store: dist.Store, rank: int, size: int, seconds: float) -> None:
+    """Until all ranks are here.
+
+    Raises:
+        LostRankError: names those that are not.
+    """
+    store.set(f"present/{rank}", f"host {socket.gethostname()}, process {os.getpid()}")
+    wait_for((f"present/{other}" for other in range(size)), store, seconds)
+    if missing := [other for other in range(size) if not store.check([f"present/{other}"])]:
+        names = ", ".join(map(str, missing))
+        raise LostRankError(f"of {size} ranks, not here after {seconds:g} s (distributed_timeout): rank {names}")
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Errors inside are told to the other ranks; one that only says that a collective call failed is replaced.
+
+    Raises:
+        LostRankError: in place of that, with the ranks that failed or don't answer.
+    """
+    try:
+        yield
+    except BaseException as error:
+        better = _explain(error)
+        if better is error:
+            raise
+        raise better from error
+
+
+def _explain(error: BaseException) -> BaseException:
+    if not dist.is_initialized() or isinstance(error, LostRankError):
+        return error
+    rank, size = dist.get_rank(), dist.get_world_size()
+    with contextlib.suppress(dist.DistError):  # the store went down with the rank that served it
+        store = meeting_point()
+        if not _is_of_collective(error):
+            store.set(f"failed/{rank}", last_line(error))
+            return error
+        store.set(f"waiting/{rank}", "")
+        return LostRankError(f"{_who_is_lost(store, rank, size)} ({_short(error)})")
+    return LostRankError(f"the rank that serves the ranks' store is gone: rank 0 or torchrun ({_short(error)})")
+
+
+def _is_of_collective(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection closed by peer"))
+    )
+
+
+def _who_is_lost(store: dist.Store, rank: int, size: int) -> str:
+    others = [other for other in range(size) if other != rank]
+
+    def failed() -> list[int]:
+        return [other for other in others if store.check([f"failed/{other}"])]
+
+    wait_for((f"waiting/{other}" for other in others), store, GRACE, lambda: bool(failed()))
+    if found := failed():
+        return "; ".join(f"rank {other} failed: {store.get(f'failed/{other}').decode()}" for other in found)
+    silent = [other for other in others if not store.check([f"waiting/{other}"])]
+    if not silent:
+        return "the connection between the ranks broke"
+    return "; ".join(
+        f"rank {other} of {size} ({store.get(f'present/{other}').decode()}) does not answer: killed, stopped or hanging"
+        for other in silent
+    )
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
