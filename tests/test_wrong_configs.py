@@ -40,7 +40,7 @@ WRONG = [
     ("num_epochs=many", "num_epochs", "'many'"),
     ("num_epochs=2.5", "num_epochs", "2.5"),
     ("learning_rate=fast", "learning_rate", "'fast'"),
-    ("max_seqs=[1]", "max_seqs", "'[1]'"),
+    ("max_seqs=[1]", "max_seqs=[1]", "a number of sequences"),
     ("datasets.train=[1]", "datasets.train", ""),
     ("model.hidden_dim=abc", "model.hidden_dim='abc'", "expected int"),
     ("model.hidden_dim=1.5", "model.hidden_dim=1.5", "expected int"),

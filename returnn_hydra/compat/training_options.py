@@ -43,8 +43,6 @@ def training_options(values: Values) -> dict[str, Any]:
         level = values["log_verbosity"]
         ours["log_verbosity"] = max(level) if isinstance(level, list | tuple) else level
     if (steps := values.get("accum_grad_multiple_step")) is not None:
-        if callable(steps):
-            raise ConfigError("accum_grad_multiple_step: a function is not supported; write a number")
         ours["grad_accum_steps"] = steps
     if values.get("torch_amp"):
         amp = values["torch_amp"]

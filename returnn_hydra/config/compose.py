@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import types
 from dataclasses import dataclass, fields
@@ -17,6 +18,8 @@ from returnn_hydra.config.schema import CHOICES, ENTRIES, MINIMUM, Config
 COMPOSED_FILE = "composed.yaml"
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
+CALLABLE = "\0function "
+"""Begins the word that stands for a function while interpolations are resolved; no YAML file can hold it."""
 
 NOT_INHERITED = ("run", "name", "task", "allow_targets", "overrides", "steal_lock", "allow_changed")
 """Keys of an old run that its `run=` does not bring back."""
@@ -29,9 +32,13 @@ class Composed:
     unresolved: DictConfig
     """With interpolations; what `run=` starts from."""
     values: dict[str, Any]
-    """Resolved, in plain containers; this is what is built from."""
-    callables: dict[str, Any]
-    """Functions and classes of the Python overrides, by key."""
+    """Resolved, in plain containers, with the functions and classes of the Python overrides; what is built from."""
+    callables: frozenset[str] = frozenset()
+    """Dotted keys of the Python overrides whose values are functions or classes."""
+
+    def plain_values(self) -> dict[str, Any]:
+        """The values without functions and classes: what YAML can hold."""
+        return _without_callables(self.values)
 
 
 def finish(composed: DictConfig, overrides: list[str]) -> Composed:
@@ -52,15 +59,57 @@ def finish(composed: DictConfig, overrides: list[str]) -> Composed:
     if config.overrides is not None:
         from_file, callables = _load_python(Path(config.overrides))
         config = _on_top(_merge(config, from_file, config.overrides), composed, keys)
-        callables = {name: value for name, value in callables.items() if name not in keys}
+        callables = {path: value for path, value in callables.items() if not _is_below(path, keys)}
+    nodes = {path for path in callables if isinstance(OmegaConf.select(config, path), DictConfig)}
+    marked = _marked(config, set(callables) - nodes)
     try:
-        values = OmegaConf.to_container(_with_typed_entries(config), resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(_with_typed_entries(marked), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(describe_omegaconf(error)) from error
     assert isinstance(values, dict)
-    by_key = {str(key): value for key, value in values.items()}
+    by_key = {str(key): _unmarked(value, callables) for key, value in values.items()}
+    for path in nodes:
+        *parents, last = path.split(".")
+        functools.reduce(lambda node, key: node[key], parents, by_key)[last] = callables[path]
     check_values(by_key)
-    return Composed(config, by_key, callables)
+    return Composed(config, by_key, frozenset(callables))
+
+
+def _is_below(path: str, keys: list[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def _marked(config: DictConfig, paths: set[str]) -> DictConfig:
+    """A copy with a word in place of each function, so that interpolations find it.
+
+    Raises:
+        ConfigError: a key whose type has no room for a function.
+    """
+    result = config.copy()
+    OmegaConf.set_struct(result, False)
+    for path in sorted(paths):
+        try:
+            OmegaConf.update(result, path, CALLABLE + path, merge=False, force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{config.overrides}: {path} can't be a function; expected a plain value") from error
+    return result
+
+
+def _unmarked(value: Any, callables: dict[str, Any]) -> Any:
+    """The words of `_marked` replaced by what they stand for."""
+    if isinstance(value, dict):
+        return {key: _unmarked(item, callables) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unmarked(item, callables) for item in value]
+    if isinstance(value, str) and value.startswith(CALLABLE):
+        return callables.get(value[len(CALLABLE) :], value)
+    return value
+
+
+def _without_callables(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_callables(item) for key, item in value.items() if not callable(item)}
+    return value
 
 
 def _with_typed_entries(config: DictConfig) -> DictConfig:
@@ -113,22 +162,29 @@ def check_values(values: dict[str, Any]) -> None:
     for key, least in MINIMUM.items():
         if values[key] is not None and not values[key] >= least:
             raise ConfigError(f"{key}={values[key]}: expected at least {least:g}")
+    if values["dynamic_learning_rate"] is not None and not callable(values["dynamic_learning_rate"]):
+        raise ConfigError(
+            f"dynamic_learning_rate={values['dynamic_learning_rate']!r}: expected a function: write it into a Python "
+            "file, and give overrides=FILE"
+        )
     load_epoch = values["load_epoch"]
     if load_epoch not in ("last", "best") and not (isinstance(load_epoch, int) and load_epoch >= 1):
         raise ConfigError(f"load_epoch={load_epoch!r}: expected a number from 1, last, or best")
-    for key in ("batch_size", *(f"datasets.{name}.batch_size" for name in values["datasets"])):
-        _check_batch_size(key, values)
+    _check_count("grad_accum_steps", values["grad_accum_steps"], "batches")
+    for where, node in {"": values, **{f"datasets.{name}.": conf for name, conf in values["datasets"].items()}}.items():
+        size = (node or {}).get("batch_size")
+        for stream, number in size.items() if isinstance(size, dict) else [("", size)]:
+            _check_count(f"{where}batch_size{f'.{stream}' if stream else ''}", number, "frames", or_null=True)
+        _check_count(f"{where}max_seqs", (node or {}).get("max_seqs"), "sequences", or_null=True)
 
 
-def _check_batch_size(key: str, values: dict[str, Any]) -> None:
-    value: Any = values
-    for part in key.split("."):
-        value = (value or {}).get(part)
-    sizes = value if isinstance(value, dict) else {"": value}
-    for stream, size in sizes.items():
-        if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
-            where = f"{key}.{stream}" if stream else key
-            raise ConfigError(f"{where}={size!r}: expected a number of frames (int, at least 1) or null")
+def _check_count(key: str, value: Any, unit: str, or_null: bool = False) -> None:
+    """A number from 1, or a function of the Python overrides that gives one."""
+    if callable(value) or (value is None and or_null):
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        hint = " or null" if or_null else ""
+        raise ConfigError(f"{key}={value!r}: expected a number of {unit} (int, at least 1){hint}, or a function")
 
 
 def _load_run(folder: Path) -> DictConfig:
@@ -174,9 +230,10 @@ def _on_top(base: DictConfig, composed: DictConfig, keys: list[str]) -> DictConf
 
 
 def _load_python(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The module-level names of a Python file: (values, callables).
+    """The module-level names of a Python file: (values, functions and classes by dotted key).
 
-    The file is the user's own code and is run. Its helpers are its own business: only callables named like a key count.
+    The file is the user's own code and is run. Its helpers are its own business: only callables named like a key count,
+    and those inside of a value: `learning_rate_control = {"decay": lambda rate: rate / 2}`.
     """
     if not file.is_file():
         raise ConfigError(f"overrides={file}: no such file")
@@ -193,10 +250,18 @@ def _load_python(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if name in known:
                 callables[name] = value
         elif name in known:
-            values[name] = value
+            values[name] = _plain_part(value, name, callables)
         elif getattr(value, "__module__", None) != "__future__":
             raise ConfigError(f"{file}: unknown key '{name}'{nearest(name, known)} (a helper's name starts with '_')")
     return values, callables
+
+
+def _plain_part(value: Any, path: str, callables: dict[str, Any]) -> Any:
+    """The value without functions and classes, which are put into `callables`."""
+    if not isinstance(value, dict):
+        return value
+    callables.update({f"{path}.{key}": item for key, item in value.items() if callable(item)})
+    return {key: _plain_part(item, f"{path}.{key}", callables) for key, item in value.items() if not callable(item)}
 
 
 def describe_omegaconf(error: OmegaConfBaseException) -> str:

@@ -56,7 +56,7 @@ class StaticDataset(Dataset):
         return np.array([seq[stream].shape[axis] for seq in self._data], dtype=np.int64)
 
     @property
-    def is_in_memory(self) -> bool:
+    def is_block_copy(self) -> bool:
         return True
 
     def read(self, indices: Indices) -> Examples:
@@ -104,7 +104,7 @@ class AnythingDataset(Dataset):
         return np.full(self.num_seqs, self.seq_len, dtype=np.int64) if stream_spec(self, stream).has_time else None
 
     @property
-    def is_in_memory(self) -> bool:
+    def is_block_copy(self) -> bool:
         return True
 
     def read(self, indices: Indices) -> Examples:

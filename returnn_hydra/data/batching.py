@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from returnn_hydra.data.batches import Batches, Report
+from returnn_hydra.data.callables import by_name
 from returnn_hydra.data.dataset import DataError
 
 Lengths = Mapping[str, np.ndarray]
@@ -36,7 +37,7 @@ class Batching:
 
     batch_size: PerStream | Callable[..., Any] = None
     """Most frames of a padded batch, max(length) * sequences, in every stream (or those named). None: no limit.
-    A function of (epoch, seq_idx, epoch_continuous: those it takes) is asked for every sequence."""
+    A function of (epoch, seq_idx, epoch_continuous), of those that it takes, is asked for every sequence."""
     max_seqs: int | Callable[..., Any] | None = None
     """Most sequences of a batch; None or -1: no limit."""
     packed_batch_size: PerStream = None
@@ -240,6 +241,8 @@ class Filler:
 
     def __init__(self, batching: Batching, epoch: int = 1, num_seqs: int | None = None) -> None:
         self.batching = batching
+        self.batch_size = by_name(batching.batch_size)
+        self.max_seqs = by_name(batching.max_seqs)
         self.epoch = epoch
         self.num_seqs = num_seqs
         self.seq_idx = 0
@@ -251,9 +254,9 @@ class Filler:
 
     def starts_new_batch(self, lengths: Mapping[str, int]) -> bool:
         """Take one more sequence: True if it is the first of a batch (also of the very first one)."""
-        batch_size = _by_stream(self._limit(self.batching.batch_size), lengths)
+        batch_size = _by_stream(self._limit(self.batch_size), lengths)
         packed = _by_stream(self.batching.packed_batch_size, lengths)
-        max_seqs = self._limit(self.batching.max_seqs)
+        max_seqs = self._limit(self.max_seqs)
         full = self.size >= (UNLIMITED if max_seqs in (None, -1) else max_seqs)
         longest = {name: max(self.longest.get(name, 0), length) for name, length in lengths.items()}
         full = full or any(longest[name] * (self.size + 1) > limit for name, limit in batch_size.items())
@@ -269,7 +272,7 @@ class Filler:
 
     def is_too_long(self, lengths: Mapping[str, int]) -> bool:
         """Whether even alone this sequence is more than `batch_size`."""
-        batch_size = _by_stream(self._limit(self.batching.batch_size), lengths)
+        batch_size = _by_stream(self._limit(self.batch_size), lengths)
         return any(lengths[name] > limit for name, limit in batch_size.items())
 
     def _limit(self, limit: Any) -> Any:

@@ -106,7 +106,7 @@ class CachedDataset(WrappedDataset):
         return np.frombuffer(mmap.mmap(-1, max(len(self), 1)), dtype=bool, count=len(self))
 
     @property
-    def is_in_memory(self) -> bool:
+    def is_block_copy(self) -> bool:
         return set(self._wanted) == set(self._stores) and bool(self._loaded.all())
 
     def share_memory(self) -> None:

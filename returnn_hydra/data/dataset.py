@@ -73,8 +73,11 @@ class Dataset(ABC):
         return None
 
     @property
-    def is_in_memory(self) -> bool:
-        """Whether reading is only copying."""
+    def is_block_copy(self) -> bool:
+        """Whether reading is no more than copying memory, at the latest after the first time.
+
+        Handing batches over from worker processes would then cost several times what reading does.
+        """
         return False
 
     def share_memory(self) -> None:  # noqa: B027 - most sources keep nothing in memory

@@ -101,8 +101,9 @@ class HDFDataset(Dataset):
         for i, part in enumerate(self._parts):
             for name, spec in self.streams.items():
                 if spec.dtype != "string":
-                    row_shape, dtype, chunk_rows = part.storage[name]
-                    caches[i, name] = RowCache(part.num_rows[name], row_shape, dtype, chunk_rows, shared)
+                    stored = part.storage[name]
+                    rows = part.num_rows[name]
+                    caches[i, name] = RowCache(rows, stored.row_shape, stored.dtype, stored.chunk_rows, shared)
         return caches
 
     def with_streams(self, names: Sequence[str]) -> HDFDataset:
@@ -116,10 +117,14 @@ class HDFDataset(Dataset):
         self._caches = self._make_caches(shared=True)
 
     @property
-    def is_in_memory(self) -> bool:
+    def is_block_copy(self) -> bool:
         names = self.streams if self.read_streams is None else self.read_streams
         keys = [(file, name) for file in range(len(self._parts)) for name in names]
-        return all(key in self._caches and bool(self._caches[key].loaded.all()) for key in keys)
+        return all(
+            key in self._caches
+            and (not self._parts[key[0]].storage[key[1]].is_packed or bool(self._caches[key].loaded.all()))
+            for key in keys
+        )
 
     @property
     def is_cached(self) -> bool:
@@ -280,8 +285,8 @@ def _check_same_streams(first: HDFFile, other: HDFFile) -> None:
         found = other.specs.get(name)
         if found is None:
             raise DataError(f"{other.path}: no stream {name!r}, which {first.path} has")
-        facts = (other.storage[name][0], found.dim, found.sparse, found.dtype)
-        expected = (first.storage[name][0], spec.dim, spec.sparse, spec.dtype)
+        facts = (other.storage[name].row_shape, found.dim, found.sparse, found.dtype)
+        expected = (first.storage[name].row_shape, spec.dim, spec.sparse, spec.dtype)
         if facts != expected:
             words = "(shape behind the frames, dim, sparse, dtype)"
             raise DataError(f"{other.path}, stream {name!r}: {words} {facts}, expected {expected} as in {first.path}")

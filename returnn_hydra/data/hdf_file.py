@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -21,6 +21,17 @@ from returnn_hydra.data.dataset import DataError
 
 PER_SEQUENCE = "per_sequence"
 """Our writer's mark on a stream without time axis, which the layout stores as one frame for every sequence."""
+
+
+class Storage(NamedTuple):
+    """How the file holds a stream."""
+
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_rows: int
+    """Rows that are stored together."""
+    is_packed: bool
+    """Compressed: reading is work."""
 
 
 class HDFFile:
@@ -53,7 +64,6 @@ class HDFFile:
             """Stream to the names of its classes, where the file has them."""
             self.num_rows = {name: int(member(file, path, self.path).shape[0]) for name, path in self.datasets.items()}
             self.storage = {name: _storage(member(file, path, self.path)) for name, path in self.datasets.items()}
-            """Stream to (shape of a row, dtype, rows of a chunk)."""
             self.lengths = self._read_lengths(file)
             self._marked = {
                 name for name, at in self.datasets.items() if PER_SEQUENCE in member(file, at, self.path).attrs
@@ -116,8 +126,8 @@ class HDFFile:
 
     def num_bytes(self, name: str) -> int:
         """Size of a stream in memory."""
-        row_shape, dtype, _ = self.storage[name]
-        return int(self.num_rows[name] * dtype.itemsize * np.prod(row_shape, dtype=np.int64))
+        stored = self.storage[name]
+        return int(self.num_rows[name] * stored.dtype.itemsize * np.prod(stored.row_shape, dtype=np.int64))
 
     def read_tags(self) -> np.ndarray:
         """(N,) tags as UTF-8 bytes (one compact array, which processes can share)."""
@@ -247,5 +257,8 @@ def _labels(file: h5py.File, path: Path, streams: Sequence[str] | dict[str, str]
     return labels
 
 
-def _storage(dataset: h5py.Dataset) -> tuple[tuple[int, ...], np.dtype, int]:
-    return dataset.shape[1:], dataset.dtype, dataset.chunks[0] if dataset.chunks else 1
+def _storage(dataset: h5py.Dataset) -> Storage:
+    properties = dataset.id.get_create_plist()
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+    cheap = {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SHUFFLE}
+    return Storage(dataset.shape[1:], dataset.dtype, dataset.chunks[0] if dataset.chunks else 1, not filters <= cheap)

@@ -1,41 +1,50 @@
 """Reading the numbers of an HDF data set past the HDF library, where they stand in the file as they are.
 
 Data sets without filters (no compression, no checksum), as RETURNN writes them, are plain bytes at places that HDF5
-tells: one piece, or one for each chunk. Copying them out of a memory map takes a third of the time of HDF5.
+tells: one piece, or one for each chunk. Reading these places takes a third of the time of HDF5.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import mmap
 import os
-from array import array
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
-POPULATE_READ, POPULATE_WRITE = 22, 23
-"""Linux's madvise options of these names (since 5.14): map pages at once, much cheaper than one by one when touched."""
+from returnn_hydra.data.hdf_chunks import chunk_table
 
 
 class RawRows:
     """The rows of a data set of which every byte is in the file. Made by `raw_rows`."""
 
-    def __init__(self, path: str, dataset: h5py.Dataset, chunk: tuple[int, ...], offsets: np.ndarray) -> None:
+    def __init__(self, file: BinaryIO, memory: mmap.mmap, dataset: h5py.Dataset, offsets: np.ndarray) -> None:
         """
         Args:
-            chunk: shape of a piece.
-            offsets: place of every piece in the file, by its place in the grid of pieces, (rows, columns, ...).
+            memory: the bytes of the file.
+            offsets: place of every piece (chunk) in the file, by its place in the grid of pieces, (rows, columns, ...).
         """
-        self._file = open(path, "rb")  # noqa: SIM115 - stays open as long as the map
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = file
+        self._map = memory
         self.shape = dataset.shape
         self.dtype = dataset.dtype
-        self.chunk = chunk
-        self.offsets = offsets.reshape(len(offsets), -1).tolist()
+        self.chunk = chunk = dataset.chunks or dataset.shape
+        """Shape of a piece."""
+        self.offsets = offsets.reshape(len(offsets), -1)
+        """(pieces along the rows, pieces of a row)"""
         self.piece_row = np.dtype((np.void, self.dtype.itemsize * int(np.prod(chunk[1:]))))
         """The numbers of a row that stand together: copied as one lump."""
-        self.whole_rows = len(self.offsets[0]) == 1
+        self.whole_rows = self.offsets.shape[1] == 1
+        size = chunk[0] * self.piece_row.itemsize
+        self._together = (np.diff(self.offsets) == size).all(axis=1)
+        """By piece along the rows: whether the pieces of its rows stand one behind the other."""
+        self._follows = (np.diff(self.offsets[:, 0]) == size * self.offsets.shape[1]) & (
+            self._together[1:] & self._together[:-1]
+        )
+        """Whether the next piece along the rows stands behind it."""
 
     def check(self) -> None:
         """Before a read: the file may have been cut meanwhile, and touching a lost page would end the process.
@@ -52,39 +61,68 @@ class RawRows:
         if start == stop:
             return np.empty((0, *self.shape[1:]), self.dtype)
         rows = self.chunk[0]
-        first = start // rows
-        if self.whole_rows and stop <= (first + 1) * rows:
-            offset = self.offsets[first][0] + (start - first * rows) * self.piece_row.itemsize
+        first, last = start // rows, (stop - 1) // rows
+        if self.whole_rows and first == last:
+            offset = int(self.offsets[first, 0]) + (start - first * rows) * self.piece_row.itemsize
             return np.ndarray((stop - start, *self.shape[1:]), self.dtype, self._map, offset)
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        self.copy(out, start, stop)
-        return out
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Map the part of the file that holds these rows."""
-        rows = self.chunk[0]
-        places = self.offsets[start // rows : (stop - 1) // rows + 1]
-        first, last = min(map(min, places)), max(map(max, places))
-        advise(self._map, POPULATE_READ, first, min(last + rows * self.piece_row.itemsize, len(self._map)))
-
-    def copy(self, out: np.ndarray, start: int, stop: int) -> None:
-        """Rows start .. stop-1 into `out`, which must be one piece of memory."""
-        target = out.reshape(stop - start, -1).view(self.piece_row)  # (rows, pieces of a row)
-        rows = self.chunk[0]
-        for piece in range(start // rows, (stop - 1) // rows + 1):
+        target = self._lumps(out)
+        for piece, places in enumerate(self.offsets[first : last + 1].tolist(), first):
             begin = piece * rows
             a, b = max(start, begin), min(stop, begin + rows)
             skip = (a - begin) * self.piece_row.itemsize
-            for column, offset in enumerate(self.offsets[piece]):
-                source = np.ndarray(b - a, self.piece_row, self._map, offset + skip)
-                target[a - start : b - start, column] = source
+            for column, offset in enumerate(places):
+                target[a - start : b - start, column] = np.ndarray(b - a, self.piece_row, self._map, offset + skip)
+        return out
 
+    def copy_block(self, out: np.ndarray, start: int, stop: int) -> None:
+        """Rows start .. stop-1 into `out`, which must be one piece of memory; what stands together is read at once.
 
-def advise(memory: mmap.mmap, advice: int, start: int, stop: int) -> None:
-    """Tell the system what comes; it may not know the advice."""
-    begin = start // mmap.PAGESIZE * mmap.PAGESIZE
-    with contextlib.suppress(OSError, ValueError):
-        memory.madvise(advice, begin, stop - begin)
+        Raises:
+            OSError: the file has become shorter.
+        """
+        rows = self.chunk[0]
+        target = self._lumps(out)
+        for first, end in self._runs(start // rows, -(-stop // rows)):
+            a, b = max(start, first * rows), min(stop, end * rows)
+            part = target[a - start : b - start]
+            if self.whole_rows:
+                self._read(part, int(self.offsets[first, 0]) + (a - first * rows) * self.piece_row.itemsize)
+            else:
+                pieces = self._read_pieces(first, end).transpose(0, 2, 1)  # (pieces, rows, pieces of a row)
+                if len(part) == (end - first) * rows:
+                    part.reshape(pieces.shape)[...] = pieces
+                else:
+                    part[...] = pieces.reshape(-1, part.shape[1])[a - first * rows : b - first * rows]
+
+    def _lumps(self, out: np.ndarray) -> np.ndarray:
+        """(rows, pieces of a row)"""
+        return out.reshape(len(out), -1).view(self.piece_row)
+
+    def _runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut pieces first .. end-1 (along the rows) where the next one does not stand behind the one before."""
+        cuts = np.nonzero(~self._follows[first : end - 1])[0] + first + 1
+        bounds = [first, *cuts.tolist(), end]
+        return itertools.pairwise(bounds)
+
+    def _read_pieces(self, first: int, end: int) -> np.ndarray:
+        """Whole pieces of a run, (pieces, pieces of a row, rows)."""
+        pieces = np.empty((end - first, self.offsets.shape[1], self.chunk[0]), self.piece_row)
+        if self._together[first]:
+            self._read(pieces, int(self.offsets[first, 0]))
+        else:
+            for column, offset in enumerate(self.offsets[first].tolist()):
+                self._read(pieces[0, column], offset)
+        return pieces
+
+    def _read(self, out: np.ndarray, offset: int) -> None:
+        """Fill `out` with the bytes of the file from `offset` on."""
+        left = out.reshape(-1).view(np.uint8).data
+        while left:
+            done = os.preadv(self._file.fileno(), [left], offset)
+            if not done:
+                raise OSError(f"the file ends before byte {offset}: it was cut while it was in use")
+            left, offset = left[done:], offset + done
 
 
 def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
@@ -95,25 +133,16 @@ def raw_rows(path: str, dataset: h5py.Dataset) -> RawRows | None:
     if dataset.file.userblock_size:
         return None
     layout = properties.get_layout()
-    if layout == h5py.h5d.CONTIGUOUS:
-        offset = dataset.id.get_offset()
-        return None if offset is None else RawRows(path, dataset, dataset.shape, np.full((1,) * dataset.ndim, offset))
-    if layout != h5py.h5d.CHUNKED:
+    if layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
         return None
-    whole_rows = dataset.chunks[1:] == dataset.shape[1:]
+    whole_rows = layout == h5py.h5d.CONTIGUOUS or dataset.chunks[1:] == dataset.shape[1:]
     if not whole_rows and (dataset.ndim != 2 or dataset.shape[1] % dataset.chunks[1]):
         return None
-    grid = tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    corners, places = array("q"), array("q")  # not lists of objects: many would set off the garbage collector
-
-    def note(info: h5py.h5d.StoreInfo) -> None:
-        corners.extend(info.chunk_offset)
-        places.append(info.byte_offset)
-
-    dataset.id.chunk_iter(note)
-    offsets = np.full(grid, -1, np.int64)
-    corner = np.frombuffer(corners, np.int64).reshape(-1, dataset.ndim) if places else np.empty((0, dataset.ndim), int)
-    offsets[tuple((corner // dataset.chunks).T)] = places
-    if (offsets < 0).any():  # never written: HDF5 fills it in
-        return None
-    return RawRows(path, dataset, dataset.chunks, offsets)
+    file = open(path, "rb")  # noqa: SIM115 - stays open as long as the map
+    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if layout == h5py.h5d.CHUNKED:
+        offsets = chunk_table(memory, dataset)
+    else:
+        offset = dataset.id.get_offset()
+        offsets = None if offset is None else np.full((1,) * dataset.ndim, offset)
+    return None if offsets is None else RawRows(file, memory, dataset, offsets)

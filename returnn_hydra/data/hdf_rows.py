@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import h5py
 import numpy as np
 
-from returnn_hydra.data.hdf_raw import POPULATE_WRITE, advise, raw_rows
+from returnn_hydra.data.hdf_raw import raw_rows
 
 BLOCK_BYTES = 4 << 20
 """Read at once into the cache."""
@@ -40,9 +40,7 @@ class RowCache:
         shape = (num_rows, *row_shape)
         self.complete = False
         """All blocks are there."""
-        self.block_bytes = self.block_rows * row_bytes
-        self._memory = _zeros(num_rows * row_bytes, shared)
-        self.rows = np.frombuffer(self._memory, dtype, int(np.prod(shape))).reshape(shape)
+        self.rows = np.frombuffer(_zeros(num_rows * row_bytes, shared), dtype, int(np.prod(shape))).reshape(shape)
         num_blocks = -(-num_rows // self.block_rows)
         self.loaded = np.frombuffer(_zeros(num_blocks, shared), np.bool_, num_blocks)
 
@@ -58,22 +56,15 @@ class RowCache:
         for block in range(first, last + 1):
             if not self.loaded[block]:
                 a, b = block * self.block_rows, min((block + 1) * self.block_rows, self.num_rows)
-                _take(self._memory, block * self.block_bytes, self.block_bytes)
-                source.copy(self.rows[a:b], a, b)
+                source.copy_block(self.rows[a:b], a, b)
                 self.loaded[block] = True
         return self.rows[start:stop]
 
 
 def _zeros(num_bytes: int, shared: bool) -> mmap.mmap:
     """Memory that is taken when it is first written to."""
-    return mmap.mmap(
-        -1, max(num_bytes, 1), flags=mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
-    )
-
-
-def _take(memory: mmap.mmap, start: int, size: int) -> None:
-    """Take this part of the memory at once, where the system can: cheaper than page by page while writing."""
-    advise(memory, POPULATE_WRITE, start, min(start + size, len(memory)))
+    sharing = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+    return mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_ANONYMOUS | sharing)
 
 
 class Source:
@@ -83,11 +74,10 @@ class Source:
         self.dataset = dataset
         self.raw = raw_rows(path, dataset)
 
-    def copy(self, out: np.ndarray, start: int, stop: int) -> None:
+    def copy_block(self, out: np.ndarray, start: int, stop: int) -> None:
         """Rows start .. stop-1 into `out`."""
         if self.raw is not None:
-            self.raw.will_read(start, stop)
-            self.raw.copy(out, start, stop)
+            self.raw.copy_block(out, start, stop)
         else:
             self.dataset.read_direct(out, np.s_[start:stop])
 

@@ -51,8 +51,8 @@ class Loader:
         """
         Args:
             specs: the streams to use (extern_data); default: all that the data set has.
-            num_workers: processes that read; 0: this one, in a thread. Once all of the data is in memory, this one
-                reads it too: handing batches from process to process would cost more.
+            num_workers: processes that read; 0: this one, in a thread. Where reading is a block copy (see
+                `Dataset.is_block_copy`) this one does it too: handing batches from process to process costs more.
             prefetch: batches that are read ahead (by each worker); 0: none.
             pin_memory: batches in page-locked memory, for a GPU.
             rank, world_size: with several processes, each gets its own batches.
@@ -79,7 +79,7 @@ class Loader:
         self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
         keep_freed_memory()
         self.dataset = dataset.with_streams(list(self.specs))
-        if num_workers:
+        if num_workers and not self.dataset.is_block_copy:
             self.dataset.share_memory()
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
@@ -110,7 +110,7 @@ class Loader:
         """
         work = WorkList(epoch, self.batches(epoch), start)
         reader = BatchReader(self.dataset, self.specs, self.check_finite)
-        if self.num_workers and not self.dataset.is_in_memory:
+        if self.num_workers and not self.dataset.is_block_copy:
             return read_in_workers(reader, work, self.num_workers, self.prefetch, self.pin_memory)
         return ahead(map(reader.read, work), self.prefetch, self.pin_memory)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import RandomState
 
 SEED_STRIDE = 1_000_003
 """Distance of the random streams of two experiment seeds, so that seed 2 is not seed 1 one epoch later."""
@@ -212,7 +213,7 @@ class SeqOrder:
             raise ValueError(
                 f"seq_ordering={self.seq_ordering!r} needs the lengths of the sequences, which are not known"
             )
-        rng = np.random.RandomState(self.random_seed(epoch, ordering))
+        rng = RandomState(self.random_seed(epoch, ordering))
         by_length = np.asarray(lengths)
         order = _order(ordering, num_seqs, by_length, rng)
         if keep is not None:
@@ -232,12 +233,12 @@ class SeqOrder:
         start = part * size + min(part, longer)
         return order[start : start + size + (part < longer)]
 
-    def batch_rng(self, epoch: int) -> np.random.RandomState:
+    def batch_rng(self, epoch: int) -> RandomState:
         """For the shuffling of this epoch's batches: its own stream, another one in every epoch."""
-        return np.random.RandomState([self.seed % 2**32, epoch, 1])
+        return RandomState([self.seed % 2**32, epoch, 1])
 
 
-def _order(ordering: Ordering, num_seqs: int, lengths: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+def _order(ordering: Ordering, num_seqs: int, lengths: np.ndarray, rng: RandomState) -> np.ndarray:
     """All sequences in the order of `ordering`; of `bucket` only the permutation that is then split into epochs."""
     mode = ordering.mode
     if mode == "default":

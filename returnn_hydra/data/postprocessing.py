@@ -86,7 +86,7 @@ class PostprocessingDataset(WrappedDataset):
         return Examples(source.seq_tags, {name: [seq[name] for seq in seqs] for name in self.streams})
 
     @property
-    def is_in_memory(self) -> bool:
+    def is_block_copy(self) -> bool:
         return False
 
     def with_streams(self, names: Sequence[str]) -> Dataset:

@@ -31,8 +31,8 @@ class ComposedDataset(Dataset):
         return next((file for dataset in self._inner() if (file := dataset.file_of(seq_tag)) is not None), None)
 
     @property
-    def is_in_memory(self) -> bool:
-        return all(dataset.is_in_memory for dataset in self._inner())
+    def is_block_copy(self) -> bool:
+        return all(dataset.is_block_copy for dataset in self._inner())
 
     def share_memory(self) -> None:
         for dataset in self._inner():

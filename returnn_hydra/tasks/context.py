@@ -61,7 +61,7 @@ class Context:
         Raises:
             ConfigError: a node that can't be built, a device that is not there.
         """
-        values = {**config.values, **config.callables}
+        values = config.values
         for key, given in RUNTIME_ARGUMENTS.items():
             builder.check(values[key], key, given)
         for name, node in values["callbacks"].items():

@@ -33,7 +33,7 @@ class RunFolder:
 
     def save_config(self, config: Composed, overrides: list[str]) -> None:
         """config.yaml (resolved), composed.yaml and overrides.yaml (what `run=` starts from), environment.json."""
-        resolved = OmegaConf.create({key: value for key, value in config.values.items() if key not in config.callables})
+        resolved = OmegaConf.create(config.plain_values())
         write_text(self.disk, self.path / CONFIG_FILE, OmegaConf.to_yaml(resolved))
         write_text(self.disk, self.path / COMPOSED_FILE, OmegaConf.to_yaml(config.unresolved))
         write_text(self.disk, self.path / OVERRIDES_FILE, OmegaConf.to_yaml(OmegaConf.create(overrides)))
