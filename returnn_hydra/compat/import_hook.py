@@ -2,13 +2,15 @@
 
 `RETURNN_NAMES` says which of our modules stands for which of RETURNN's; everything below `returnn.frontend` is
 `returnn_hydra.frontend`. To add a module, write it (in `compat/shim/` if it only renames things) and add a line to
-the table.
+the table. Modules without a file of their own are made: names for annotations (`shim/names_only.py`), and what a config
+imports of TensorFlow (`network/tf_face`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.abc
 import importlib.util
@@ -16,7 +18,10 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
+
+from returnn_hydra.compat.shim.names_only import CLASSES, names_only_modules
 
 _SHIM = "returnn_hydra.compat.shim"
 _FRONTEND = "returnn_hydra.frontend"
@@ -55,20 +60,55 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.util.literal_py_to_pickle": f"{_SHIM}.util_literal",
     "returnn.torch": f"{_SHIM}.torch",
     "returnn.torch.context": f"{_SHIM}.torch_context",
+    "returnn.torch.data": f"{_SHIM}.torch",
+    "returnn.torch.data.extern_data": f"{_SHIM}.torch_extern_data",
+    "returnn.torch.data.tensor_utils": f"{_SHIM}.tensor_utils",
     "returnn.torch.frontend": f"{_SHIM}.torch_frontend",
     "returnn.torch.frontend.bridge": f"{_FRONTEND}.bridge",
     "returnn.torch.util": f"{_SHIM}.torch",
+    "returnn.torch.util.diagnose_gpu": f"{_SHIM}.diagnose_gpu",
+    "returnn.engine": f"{_SHIM}.torch",
+    "returnn.__main__": f"{_SHIM}.main",
+    "returnn.rnn": f"{_SHIM}.main",
+    "returnn.tensor.utils": f"{_SHIM}.tensor_utils",
+    "returnn.tf": f"{_SHIM}.torch",
+    "returnn.tf.layers": f"{_SHIM}.torch",
+    "returnn.tf.util": f"{_SHIM}.torch",
+    "returnn.tf.util.data": f"{_SHIM}.tf_data",
     "returnn.datasets": f"{_SHIM}.datasets",
     "returnn.datasets.basic": f"{_SHIM}.datasets",
+    "returnn.Dataset": f"{_SHIM}.datasets",
+    "returnn.datasets.postprocessing": f"{_SHIM}.postprocessing",
     "returnn.datasets.hdf": f"{_SHIM}.datasets_hdf",
     "returnn.datasets.util": f"{_SHIM}.datasets_util",
     "returnn.datasets.util.hdf": f"{_SHIM}.datasets_hdf",
     "returnn.datasets.util.vocabulary": f"{_SHIM}.vocabulary",
     "returnn.datasets.generating": f"{_SHIM}.vocabulary",
+    "returnn.pretrain": f"{_SHIM}.pretrain",
 }
 """RETURNN's module -> ours. Modules that do not exist in this installation are reported when they are imported."""
 
 _PREFIXES = {"returnn.frontend.": f"{_FRONTEND}."}
+_ROOTS = ("returnn", "tensorflow", "TFCompat", "TFUtil")
+"""First parts of the names that the hook answers."""
+
+
+@functools.cache
+def _made_modules() -> dict[str, types.ModuleType]:
+    """Modules without a file, by RETURNN's name."""
+    from returnn_hydra.network.tf_face import tensorflow_modules  # most configs need none of it
+
+    facades = {name: _Facade(name, module) for name, module in names_only_modules().items()}
+    return {**facades, **tensorflow_modules()}
+
+
+def _is_made(name: str) -> bool:
+    root = name.partition(".")[0]
+    return (
+        root in _ROOTS
+        and (root != "returnn" or name.startswith("returnn.tf.") or name in CLASSES)
+        and (name in _made_modules())
+    )
 
 
 def our_module(name: str) -> str | None:
@@ -101,6 +141,16 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         target = importlib.import_module(self._ours)
         sys.modules[self._name] = _Facade(self._name, target)
+
+
+class _MadeLoader(importlib.abc.Loader):
+    """Puts a module that is made already into sys.modules."""
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _made_modules()[spec.name]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing to run."""
 
 
 class _Facade(types.ModuleType):
@@ -152,12 +202,17 @@ def _public_names(module: types.ModuleType) -> list[str]:
 
 
 class _Finder:
-    """Answers imports of `returnn` and everything below."""
+    """Answers imports of `returnn` and everything below, and of TensorFlow."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != "returnn" and not name.startswith("returnn."):
+        root = name.partition(".")[0]
+        if root not in _ROOTS or (root != "returnn" and _asked_by_a_library()):
+            return None
+        if _is_made(name):
+            return ModuleSpec(name, _MadeLoader(), is_package=True)
+        if root != "returnn":
             return None
         ours = our_module(name)
         if ours is None or not _exists(ours):
@@ -172,8 +227,16 @@ class _Finder:
         return ModuleSpec(name, _Loader(name, ours), is_package=True)
 
 
+def _asked_by_a_library() -> bool:
+    """Whether an installed package does the import, and not a config: tensorboard looks for TensorFlow, for example."""
+    frame = sys._getframe(1)
+    while frame is not None and ("importlib" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and bool({"site-packages", "dist-packages"} & {*Path(frame.f_code.co_filename).parts})
+
+
 def _returnn_modules() -> dict[str, types.ModuleType]:
-    return {name: module for name, module in sys.modules.items() if name == "returnn" or name.startswith("returnn.")}
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _ROOTS}
 
 
 _finder = _Finder()
@@ -181,9 +244,9 @@ _finder = _Finder()
 
 @contextlib.contextmanager
 def returnn_imports() -> Iterator[None]:
-    """`import returnn...` means this project inside the block; may be nested.
+    """`import returnn...` means this project inside the block, and `import tensorflow` its small face over torch.
 
-    A really installed RETURNN is as before afterwards, also if it was imported already.
+    May be nested. A really installed RETURNN is as before afterwards, also if it was imported already.
     """
     if _finder in sys.meta_path:
         yield

@@ -7,7 +7,7 @@ what it needs as arguments. Nothing outside `frontend/` and `compat/` reads this
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ class Ambient:
     """Where the seeds of initial parameters (and of `rf.random(static=True)`) come from, as in RETURNN."""
     options: dict[str, Any] = field(default_factory=dict)
     """Config entries that frontend functions look up: `rf_att_dropout_broadcast` and the like."""
+    make_vocab: Callable[[Any], Any] | None = None
+    """Makes a vocabulary of a tensor's option dict `vocab`."""
 
     @property
     def behavior(self) -> int:

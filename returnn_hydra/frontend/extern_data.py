@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,17 @@ class ExternDataError(ValueError):
     """A stream is missing, or not what `extern_data` says."""
 
 
-def make_templates(
-    extern_data: Mapping[str, Any], make_vocab: Callable[[Any], Any] | None = None, what: str = "extern_data"
-) -> TensorDict:
+def make_templates(extern_data: Mapping[str, Any], what: str = "extern_data") -> TensorDict:
     """Tensors without values, from RETURNN's `extern_data` or `model_outputs` options.
-
-    Args:
-        make_vocab: turns a vocabulary's option dict into an object with `labels`.
 
     Raises:
         TypeError, ValueError, AssertionError: an entry is wrong; the message begins with its name.
     """
     result = TensorDict()
     for name, options in extern_data.items():
-        if isinstance(options, Tensor):
-            result[name] = options
-            continue
-        if not isinstance(options, Mapping):
+        if not isinstance(options, Tensor | Mapping):
             raise TypeError(f"{what}['{name}']: expected a dict of options, found {options!r}")
-        given = {"name": name, **options}
-        if isinstance(given.get("vocab"), Mapping):
-            if make_vocab is None:
-                raise ValueError(f"{what}['{name}']: the vocabulary {given['vocab']} must be built first")
-            given["vocab"] = make_vocab(given["vocab"])
-        result[name] = Tensor(**given)
+        result[name] = options if isinstance(options, Tensor) else Tensor(**{"name": name, **options})
     return result
 
 

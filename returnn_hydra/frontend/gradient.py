@@ -66,7 +66,7 @@ class _ShiftGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         grad = grads[0] * ctx.scale
         if ctx.shift is not None:
-            factor = 1.0 if ctx.axis is None else grads[0].sum(dim=ctx.axis, keepdim=True)
+            factor = 1.0 if ctx.axis is None else grads[0].abs().sum(dim=ctx.axis, keepdim=True)
             grad = grad + ctx.shift * factor
         return grad, None, None, None
 
@@ -80,7 +80,7 @@ def scaled_gradient(source: Tensor, scale: float | Tensor) -> Tensor:
 def scaled_gradient_ext(
     source: Tensor, *, scale: float | Tensor = 1.0, shift: Any = None, scale_shift_by_sum_over_axis: Dim | None = None
 ) -> Tensor:
-    """The same values; the gradient g becomes scale * g + shift (times the sum of g over an axis, if given)."""
+    """The same values; the gradient g becomes scale * g + shift (times the sum of |g| over an axis, if given)."""
     axis = None
     if scale_shift_by_sum_over_axis is not None:
         axis = source.get_axis_from_description(scale_shift_by_sum_over_axis)
@@ -115,48 +115,22 @@ def label_smoothed_log_prob_gradient(
 ) -> Tensor:
     """The same values; the gradient is that of label smoothing.
 
-    With gradient g of the loss w.r.t. log_prob (summing to -S over the classes) it becomes g (1 - s N/(N-1)) - S
-    s/(N-1),
-    i.e. every class gets smoothing / (N - 1) of the total. `exclude_labels` neither get nor lose any.
+    With gradient g of the loss w.r.t. log_prob, of N classes, and S the sum of |g| over them, it becomes
+    g (1 - s N/(N-1)) - S s/(N-1): of a cross entropy, every class gets smoothing / (N - 1) of the total.
+    `exclude_labels` neither get nor lose any, but their |g| counts in S, as in RETURNN.
     """
     if isinstance(smoothing, (int, float)) and smoothing == 0:
         return log_prob
     axis = axis or log_prob.feature_dim
     if axis is None or axis.dimension is None:
         raise ValueError(f"label_smoothed_log_prob_gradient: {log_prob} needs an axis of static size")
-    if exclude_labels:
-        return _smoothed_with_exclusions(log_prob, smoothing, axis, list(exclude_labels))
-    share = smoothing / (axis.dimension - 1)
-    return scaled_gradient_ext(log_prob, scale=1.0 - smoothing - share, shift=share, scale_shift_by_sum_over_axis=axis)
-
-
-def _smoothed_with_exclusions(log_prob: Tensor, smoothing: Any, axis: Dim, excluded: list[int]) -> Tensor:
-    size = axis.dimension
-    assert size is not None
-    kept = torch.ones(size, dtype=torch.bool, device=log_prob.raw_tensor.device)
-    kept[excluded] = False
-    mask = Tensor("kept", dims=[axis], dtype="bool", raw_tensor=kept)
-    share = smoothing / (size - len(excluded) - 1)
-    scale, shift = where(mask, 1.0 - smoothing - share, 1.0), where(mask, share, 0.0)
-    return _KeptShift.on(log_prob, scale, shift, mask, axis)
-
-
-class _KeptShift(torch.autograd.Function):
-    """Identity; gradient scale * g + shift * (sum of g over the kept classes)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: Any, shift: Any, kept: torch.Tensor, axis: int) -> torch.Tensor:
-        ctx.save_for_backward(scale, shift, kept)
-        ctx.axis = axis
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        scale, shift, kept = ctx.saved_tensors
-        total = (grads[0] * kept).sum(dim=ctx.axis, keepdim=True)
-        return grads[0] * scale + shift * total, None, None, None, None
-
-    @staticmethod
-    def on(x: Tensor, scale: Tensor, shift: Tensor, kept: Tensor, axis: Dim) -> Tensor:
-        raws = [t.copy_compatible_to_dims_raw(x.dims) for t in (scale, shift, kept)]
-        return x._new(x.dims, _KeptShift.apply(x.raw_tensor, *raws, x.get_axis_from_description(axis)))
+    excluded = list(exclude_labels or ())
+    share = smoothing / (axis.dimension - len(excluded) - 1)
+    scale: Any = 1.0 - smoothing - share
+    shift: Any = -share
+    if excluded:
+        kept = torch.ones(axis.dimension, dtype=torch.bool, device=log_prob.raw_tensor.device)
+        kept[excluded] = False
+        mask = Tensor("kept", dims=[axis], dtype="bool", raw_tensor=kept)
+        scale, shift = where(mask, scale, 1.0), where(mask, shift, 0.0)
+    return scaled_gradient_ext(log_prob, scale=scale, shift=shift, scale_shift_by_sum_over_axis=axis)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -116,8 +118,9 @@ def edit_distance(a: Tensor, a_spatial_dim: Dim, b: Tensor, b_spatial_dim: Dim, 
     shape = [d.get_dim_value() for d in batch]
     rows = a.copy_compatible_to_dims_raw([*batch, a_spatial_dim])
     columns = b.copy_compatible_to_dims_raw([*batch, b_spatial_dim])
-    left = rows.expand(*shape, -1).reshape(-1, rows.shape[-1]).cpu().numpy()
-    right = columns.expand(*shape, -1).reshape(-1, columns.shape[-1]).cpu().numpy()
+    count = math.prod(shape)
+    left = rows.expand(*shape, -1).reshape(count, rows.shape[-1]).cpu().numpy()
+    right = columns.expand(*shape, -1).reshape(count, columns.shape[-1]).cpu().numpy()
     lengths = [_lengths(d, batch, torch.Size(shape)).cpu().numpy() for d in (a_spatial_dim, b_spatial_dim)]
     distances = _levenshtein(left, lengths[0], right, lengths[1])
     raw = torch.from_numpy(distances.reshape(shape)).to(getattr(torch, dtype)).to(a.raw_tensor.device)

@@ -10,7 +10,7 @@ import torch
 
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.tensor_copies import TensorCopies
-from returnn_hydra.frontend.tensor_template import NotSpecified, template_from_options
+from returnn_hydra.frontend.tensor_template import NotSpecified, set_vocab, template_from_options, vocabulary
 
 
 def dtype_name(raw: Any) -> str:
@@ -101,12 +101,11 @@ class Tensor(TensorCopies):
         if dtype is None:
             raise ValueError(f"'{name}': dtype must be given with dims")
         time_axis = options.pop("time_dim_axis", None)
-        vocab = options.pop("vocab", None)
+        vocab = vocabulary(name, options.pop("vocab", None))
         sparse = options.pop("sparse", None)
         if sparse and sparse_dim is None:
             sparse_dim = Dim(options.pop("dim", None), name=f"{name}:sparse-dim", kind=Dim.Types.Feature)
-        if vocab is not None and sparse_dim is not None and sparse_dim.vocab is None:
-            sparse_dim.vocab = vocab
+        set_vocab(sparse_dim, vocab)
         options.pop("dim", None)
         if options:
             raise TypeError(f"'{name}': unknown options {sorted(options)}; with dims, the axes are given already")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from returnn_hydra.frontend.ambient import ambient
 from returnn_hydra.frontend.dim import Dim, batch_dim
 
 
@@ -70,7 +71,7 @@ def template_from_options(
 
 
 def _sparse_dim(name: str, sparse_dim: Dim | None, options: dict[str, Any]) -> tuple[int | None, Dim | None]:
-    dim, vocab = options.get("dim", NotSpecified), options.get("vocab")
+    dim, vocab = options.get("dim", NotSpecified), vocabulary(name, options.get("vocab"))
     sparse = options.get("sparse")
     if isinstance(dim, Dim):
         if sparse:
@@ -82,11 +83,27 @@ def _sparse_dim(name: str, sparse_dim: Dim | None, options: dict[str, Any]) -> t
             raise AssertionError(f"'{name}': dim={dim} contradicts the vocabulary, which has {labels} labels")
         dim = labels
     known_dim = None if dim is NotSpecified else dim
+    set_vocab(sparse_dim, vocab)
     if sparse is False or (sparse is None and vocab is None) or sparse_dim is not None:
         return (sparse_dim.dimension if sparse_dim is not None else known_dim), sparse_dim
     if dim is NotSpecified:
         raise AssertionError(f"'{name}': a sparse stream needs `dim` (the number of classes), `sparse_dim` or `vocab`")
     return known_dim, Dim(known_dim, name=f"{name}:sparse-dim", kind=Dim.Types.Feature, vocab=vocab)
+
+
+def set_vocab(sparse_dim: Dim | None, vocab: Any) -> None:
+    """The classes' dim knows their names, unless it did before."""
+    if sparse_dim is not None and vocab is not None and sparse_dim.vocab is None:
+        sparse_dim.vocab = vocab
+
+
+def vocabulary(name: str, vocab: Any) -> Any:
+    """A vocabulary object from an option dict; None and an object stay."""
+    if not isinstance(vocab, Mapping):
+        return vocab
+    if ambient.make_vocab is None:
+        raise ValueError(f"'{name}': vocab={vocab!r}: a dict needs a RETURNN configuration around it; pass the object")
+    return ambient.make_vocab(vocab)
 
 
 def _num_labels(name: str, vocab: Any) -> int | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.build import Builder
-from returnn_hydra.compat.dataset_dicts import build_node
+from returnn_hydra.compat.shim.vocabulary import create_vocab
 from returnn_hydra.compat.training_options import extern_data_node
-from returnn_hydra.compat.vocab_dicts import vocab_node
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.frontend.ambient import ambient_state
 from returnn_hydra.frontend.extern_data import SEQ_TAG, make_templates
 from returnn_hydra.frontend.tensor import Tensor
 from returnn_hydra.frontend.tensor_dict import TensorDict
@@ -29,7 +29,8 @@ def templates(values: Mapping[str, Any], key: str = "extern_data") -> TensorDict
             return None
         entries = {name: dict(node) for name, node in extern_data_node(values).items()}
     try:
-        return make_templates(entries, lambda options: build_node(vocab_node(options, f"{key}.vocab")), key)
+        with ambient_state(make_vocab=lambda options: create_vocab(options, f"{key}.vocab")):
+            return make_templates(entries, key)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"{key}: {error}") from error
 
