@@ -25,20 +25,24 @@ def chunk_table(memory: mmap.mmap, dataset: h5py.Dataset) -> np.ndarray | None:
     Args:
         memory: the file's bytes.
     """
-    grid = tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     try:
-        known = _fill(grid, dataset.chunks, *_from_tree(memory, dataset))
+        known = _in_grid(dataset, *_from_tree(memory, dataset))
         if _agrees(dataset, known):
             return known
-    except (ValueError, IndexError, struct.error):  # another version of the format
+    except (ValueError, IndexError, OverflowError, struct.error):  # another version of the format, or no chunk at all
         pass
-    offsets = _fill(grid, dataset.chunks, *_from_library(dataset))
+    offsets = _in_grid(dataset, *_from_library(dataset))
     return None if (offsets < 0).any() else offsets
 
 
-def _fill(grid: tuple[int, ...], chunk: tuple[int, ...], corners: np.ndarray, places: np.ndarray) -> np.ndarray:
-    offsets = np.full(grid, -1, np.int64)
-    offsets[tuple((corners // chunk).T)] = places
+def _grid(dataset: h5py.Dataset) -> tuple[int, ...]:
+    """Number of chunks along every axis."""
+    return tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+
+
+def _in_grid(dataset: h5py.Dataset, corners: np.ndarray, places: np.ndarray) -> np.ndarray:
+    offsets = np.full(_grid(dataset), -1, np.int64)
+    offsets[tuple((corners // dataset.chunks).T)] = places
     return offsets
 
 
@@ -70,11 +74,11 @@ def _from_tree(memory: mmap.mmap, dataset: h5py.Dataset) -> tuple[np.ndarray, np
     """The same as `_from_library`.
 
     Raises:
-        ValueError, IndexError, struct.error: the format is another one.
+        ValueError, OverflowError, struct.error: the format is another one.
     """
     entry = np.dtype([("size", "<u4"), ("filters", "<u4"), ("corner", "<i8", dataset.ndim + 1), ("child", "<i8")])
     nodes = [_tree_address(memory, dataset)]
-    most = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    most = math.prod(_grid(dataset))
     level: int | None = None
     while True:
         tables = []

@@ -46,7 +46,7 @@ def test_every_sequence_is_read_once():
     source = Counting(NUMBERS)
     cached = CachedDataset(source, cache="ram")
     expected = source.dataset.read([2, 0, 2, 1])
-    assert not cached.is_in_memory
+    assert not cached.is_block_copy
     for _ in range(2):
         found = cached.read([2, 0, 2, 1])
         assert found.seq_tags == expected.seq_tags
@@ -56,7 +56,7 @@ def test_every_sequence_is_read_once():
                 assert a.dtype == b.dtype
     assert sorted(i for i, _ in source.reads) == [0, 1, 2]
     cached.read([3])
-    assert cached.is_in_memory
+    assert cached.is_block_copy
 
 
 def test_a_reader_that_changes_its_array_does_not_change_the_cache():
@@ -74,7 +74,7 @@ def test_what_can_not_be_kept_is_read_again():
         assert str(examples.streams["text"][0]) == "t2"
         assert examples.streams["pair"][0].shape == (5, 2)
     assert [names for _, names in source.reads] == [("data", "label"), ("pair", "text"), ("pair", "text")]
-    assert not cached.is_in_memory
+    assert not cached.is_block_copy
 
 
 def test_modes():
@@ -99,7 +99,7 @@ def test_forked_processes_share_it():
         cached.read([0, 1, 2, 3])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert cached.is_in_memory
+    assert cached.is_block_copy
     source.reads.clear()
     assert cached.read([2]).streams["data"][0].tolist() == [[2, 2]] * 5
     assert source.reads == []
@@ -113,4 +113,4 @@ def test_shared_before_anything_was_read():
         cached.read([0, 1, 2, 3])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert cached.is_in_memory
+    assert cached.is_block_copy

@@ -1,6 +1,7 @@
 """HDF files: what RETURNN wrote, what we write, and every kind of damage."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -208,15 +209,28 @@ def test_pickled_and_forked(tmp_path):
 
 
 def test_workers_share_the_cache(tmp_path, monkeypatch):
-    written = write(tmp_path / "x.hdf", np.arange(1, 20))
+    """Unpacking is work for processes; when all is unpacked, this process goes on alone."""
+    written = write(tmp_path / "x.hdf", np.arange(1, 20), compression="gzip")
     loader = Loader(HDFDataset(tmp_path / "x.hdf", cache="ram"), None, None, Batching(max_seqs=4), num_workers=2)
+    assert not loader.dataset.is_block_copy
     first = list(loader.epoch(1))
     caches = loader.dataset._caches
-    assert loader.dataset.is_in_memory
+    assert loader.dataset.is_block_copy
     assert np.array_equal(caches[0, "data"].rows, np.concatenate([seq["data"] for seq in written.values()]))
     monkeypatch.setattr("returnn_hydra.data.loader.read_in_workers", None)
     again = list(loader.epoch(1))
     assert [batch["data"].tolist() for batch in again] == [batch["data"].tolist() for batch in first]
+
+
+def test_no_workers_for_a_block_copy(tmp_path, monkeypatch):
+    written = write(tmp_path / "x.hdf", np.arange(1, 20))
+    for cache, expected in (("none", 2), ("ram", 0)):
+        loader = Loader(HDFDataset(tmp_path / "x.hdf", cache=cache), None, None, Batching(max_seqs=4), num_workers=2)
+        batches = loader.epoch(1)
+        tags = list(next(batches).seq_tags)
+        assert len(multiprocessing.active_children()) == expected
+        tags += [tag for batch in batches for tag in batch.seq_tags]
+        assert tags == list(written)
 
 
 def test_file_cut_while_in_use(tmp_path):

@@ -15,13 +15,15 @@ from faulttools.zygote import Zygote, build_fault_layer
 MODULES = ["torch", "faulttools.runs", "returnn_hydra.cli", "returnn_hydra.tasks.train", "returnn_hydra.data.embedded"]
 COMMAND = "faulttools.runs:command_line"
 WORDS = ["task=train", "model.hidden_dim=4", "num_epochs=3", "checkpoint_every.steps=4", "keep_last=2", "num_threads=1"]
+UNCACHED = "+datasets.train.source.cache=none"
+"""Else the data is in memory, and no worker processes are started for it."""
 VARIANTS = {
     "plain": [],
     "accumulation": ["grad_accum_steps=3"],
     "newbob": ["learning_rate_control=newbob"],
     "dropout": ["model.dropout=0.2"],
-    "one worker": ["datasets.train.num_workers=1"],
-    "two workers": ["datasets.train.num_workers=2"],
+    "one worker": ["datasets.train.num_workers=1", UNCACHED],
+    "two workers": ["datasets.train.num_workers=2", UNCACHED],
 }
 
 
