@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Report:
     """Batches cut in two so that every rank gets the same number."""
     num_left_out: int = 0
     """Batches no rank gets, because even cut in two they do not come out even."""
+
+    def __add__(self, other: Report) -> Report:
+        return Report(*map(add, astuple(self), astuple(other)))
 
     def warnings(self) -> list[str]:
         """One line for each thing a user should know."""
@@ -116,20 +120,38 @@ class Batches:
             return self
         if not equal:
             return self.select(np.arange(rank, len(self), world_size))
+        dealt = self._cut_even(world_size)
+        left_out = len(dealt) % world_size
+        dealt = replace(dealt, report=replace(dealt.report, num_left_out=left_out))
+        return dealt.select(np.arange(rank, len(dealt) - left_out, world_size))
+
+    def deal_rest(self, done: Sequence[Sequence[int]], rank: int, world_size: int) -> Batches:
+        """`deal` in the middle of an epoch that was begun with other numbers of ranks.
+
+        Args:
+            done: pairs of a number of ranks, and how many batches each rank had done, since the epoch's begin, when
+                that number ended.
+
+        Returns:
+            An empty batch for each one that is done, so that the numbers go on; then this rank's part of the rest.
+        """
+        rest, begun = self, 0
+        for num_ranks, until in done:
+            cut = rest._cut_even(num_ranks)
+            rest, begun = cut.select(np.arange(num_ranks * (until - begun), len(cut))), until
+        dealt = rest.deal(rank, world_size)
+        return replace(dealt, offsets=np.concatenate([np.zeros(begun, np.int64), dealt.offsets]))
+
+    def _cut_even(self, world_size: int) -> Batches:
+        """As many batches cut in two as are missing to a multiple of `world_size`; none, if that is not possible."""
         missing = -len(self) % world_size
         sizes = self.sizes()
-        if missing and np.count_nonzero(sizes > 1) >= missing:
-            cut = np.sort(np.argsort(-sizes, kind="stable")[:missing])
-            middle = self.offsets[cut] + (sizes[cut] + 1) // 2
-            dealt = replace(
-                self,
-                offsets=np.insert(self.offsets, cut + 1, middle),
-                report=replace(self.report, num_split=missing),
-            )
-            return dealt.select(np.arange(rank, len(dealt), world_size))
-        even = len(self) - len(self) % world_size
-        report = replace(self.report, num_left_out=len(self) - even)
-        return replace(self, report=report).select(np.arange(rank, even, world_size))
+        if np.count_nonzero(sizes > 1) < missing:
+            return self
+        cut = np.sort(np.argsort(-sizes, kind="stable")[:missing])
+        middle = self.offsets[cut] + (sizes[cut] + 1) // 2
+        report = replace(self.report, num_split=missing)
+        return replace(self, offsets=np.insert(self.offsets, cut + 1, middle), report=report)
 
     def lengths(self, lengths: np.ndarray, stream: str) -> np.ndarray:
         """Frames of every entry in a stream, (M,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -75,6 +75,7 @@ class Loader:
         self.equal_batches = equal_batches
         self.check_finite = check_finite
         self.unique_seq_tags = unique_seq_tags
+        self._begun: tuple[int, Sequence[Sequence[int]]] = (0, ())
         check_specs(self.specs, dataset.streams)
         self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
         keep_freed_memory()
@@ -87,9 +88,21 @@ class Loader:
         """Batches of this rank in the epoch (counted from 1)."""
         return len(self.batches(epoch))
 
+    def part_done(self, epoch: int, batch: int) -> float:
+        """The part of the epoch's sequences that comes before this batch: 0 .. 1."""
+        sizes = self.batches(epoch).sizes()
+        return float(sizes[:batch].sum() / sizes.sum()) if batch else 0.0
+
     def batches(self, epoch: int) -> Batches:
         """The sequences of every batch of this rank in the epoch."""
+        begun, done = self._begun
+        if epoch == begun and done:
+            return self._plan(epoch).deal_rest(done, self.rank, self.world_size)
         return self._plan(epoch).deal(self.rank, self.world_size, self.equal_batches)
+
+    def go_on(self, epoch: int, done: Sequence[Sequence[int]]) -> None:
+        """This epoch was begun with other numbers of ranks: only what they left is dealt (see Batches.deal_rest)."""
+        self._begun = (epoch, done)
 
     def largest_batch(self, epoch: int) -> int | None:
         """The number of this rank's batch with the most frames, all streams together and with padding."""

@@ -71,7 +71,7 @@ class PostprocessingDataset(WrappedDataset):
         seqs = []
         for i, index in enumerate(indices.tolist()):
             tag = source.seq_tags[i]
-            arrays = {name: source.streams[name][i] for name in source.streams}
+            arrays = {name: source.streams[name][i].copy() for name in source.streams}  # it may change them
             facts = {"epoch": self.epoch, "seq_tag": tag, "seq_idx": index}
             rng = np.random.default_rng([self.seed, self.epoch, index])
             result = call_by_name(self.map_seq, arrays, rng=rng, **facts)
@@ -154,6 +154,9 @@ class DatasetStream(StreamingDataset):
             for i, tag in enumerate(examples.seq_tags):
                 yield Example(tag, {name: arrays[i] for name, arrays in examples.streams.items()})
 
+    def file_of(self, seq_tag: str) -> str | None:
+        return self.dataset.file_of(seq_tag)
+
 
 class PostprocessingStream(StreamingDataset):
     """The stream of all sequences of a source, changed by a function, which may drop, add, join and reorder sequences.
@@ -197,13 +200,18 @@ class PostprocessingStream(StreamingDataset):
         else:  # every rank works out everything, and takes its part
             yield from itertools.islice(self._merged(epoch, range(self.num_shards)), rank, None, num_ranks)
 
+    def file_of(self, seq_tag: str) -> str | None:
+        return self.source.file_of(seq_tag)
+
     def _merged(self, epoch: int, shards: range) -> Iterator[Example]:
         num_workers = min(self.num_workers, len(shards))
         if not num_workers or get_worker_info() is not None:
             yield from itertools.chain.from_iterable(self.rounds(epoch, shards))
             return
         work = _Shards(self, epoch, shards)
-        loader: DataLoader = DataLoader(work, batch_size=None, num_workers=num_workers, prefetch_factor=8)
+        loader: DataLoader = DataLoader(
+            work, batch_size=None, num_workers=num_workers, prefetch_factor=8, generator=own_generator(epoch)
+        )
         for examples in from_workers(loader, lambda done: f"epoch {epoch}"):
             yield from examples  # type: ignore[misc]
 
@@ -219,7 +227,7 @@ class PostprocessingStream(StreamingDataset):
 
     def _shard(self, epoch: int, shard: int) -> Iterator[Example]:
         rng = np.random.default_rng([self.seed, epoch, shard])
-        source = self.source.iterate(epoch, shard, self.num_shards)
+        source = map(_copied, self.source.iterate(epoch, shard, self.num_shards))
         name = getattr(self.map_seq_stream, "__name__", type(self.map_seq_stream).__name__)
         last: str | None = None
         mapped = iter(call_by_name(self.map_seq_stream, source, rng=rng, epoch=epoch))
@@ -235,6 +243,11 @@ class PostprocessingStream(StreamingDataset):
                 raise DataError(f"{name}: epoch {epoch}, {after}: {type(error).__name__}: {error}") from error
             last = example.seq_tag
             yield replace(example, streams=checked_streams(example.streams, self.streams, f"{name}, seq_tag {last!r}"))
+
+
+def _copied(example: Example) -> Example:
+    """With arrays that a function may change."""
+    return replace(example, streams={name: array.copy() for name, array in example.streams.items()})
 
 
 class _Shards(IterableDataset):

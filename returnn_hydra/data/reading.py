@@ -153,6 +153,11 @@ def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator
             shutdown()
 
 
+def own_generator(epoch: int) -> torch.Generator:
+    """What a DataLoader seeds its workers from: else it would draw from the numbers that the training step draws from."""
+    return torch.Generator().manual_seed(epoch)
+
+
 def read_in_workers(
     reader: BatchReader, items: Sequence[WorkItem], num_workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[Batch]:
@@ -164,5 +169,6 @@ def read_in_workers(
         num_workers=num_workers,
         prefetch_factor=max(prefetch, 1),
         pin_memory=pin_memory,
+        generator=own_generator(items[0][0] if items else 0),
     )
     return from_workers(loader, lambda done: reader.describe(items[min(done, len(items) - 1)]))

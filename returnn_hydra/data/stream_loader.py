@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from returnn_hydra.batch import Batch, TensorSpec
+from returnn_hydra.data.batches import Report
 from returnn_hydra.data.batching import Batching, Filler
 from returnn_hydra.data.collate import check_specs, collate
 from returnn_hydra.data.dataset import DataError, Examples
@@ -26,6 +28,8 @@ class Counts:
     num_seqs: int = 0
     num_frames: int = 0
     num_padded_frames: int = 0
+    report: Report = field(default_factory=Report)
+    """Complete when the epoch is."""
 
 
 class StreamLoader:
@@ -87,17 +91,23 @@ class StreamLoader:
                 num_workers=self.num_workers,
                 prefetch_factor=max(self.prefetch, 1),
                 pin_memory=self.pin_memory,
+                generator=own_generator(epoch),
             )
             batches = from_workers(loader, lambda done: f"epoch {epoch}")
         else:
             batches = ahead(former.batches(epoch), self.prefetch, self.pin_memory)
-        return self._counted(batches, epoch, start)
+        return self._counted(batches, epoch, start, former)
 
-    def _counted(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+    def _counted(
+        self, batches: Iterator[Batch | Report], epoch: int, start: int, former: BatchFormer
+    ) -> Iterator[Batch]:
         counts = self._counts[epoch] = Counts()
         main = next((name for name in ("data", *self.specs) if name in self.specs and self.specs[name].has_time), None)
         try:
             for batch in batches:
+                if isinstance(batch, Report):  # the last word of a worker
+                    counts.report += batch
+                    continue
                 counts.num_batches += 1
                 counts.num_seqs += batch.num_seqs
                 if main is not None:
@@ -105,19 +115,24 @@ class StreamLoader:
                     counts.num_padded_frames += int(batch.lengths[main].max()) * batch.num_seqs
                 if counts.num_batches > start:
                     yield batch
+            counts.report += Report(**former.left_out)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
     def statistics(self, epoch: int) -> dict[str, Any]:
-        """Of what was read of this epoch: numbers of batches, sequences and frames, and the padding."""
+        """Of what was read of this epoch: batches, sequences, frames, padding; at its end also what was left out."""
         counts = self._counts.get(epoch, Counts())
         padded = counts.num_padded_frames
+        report = counts.report
         return {
             "num_batches": counts.num_batches,
             "num_seqs": counts.num_seqs,
             "num_frames": counts.num_frames,
             "padding_fraction": round(1 - counts.num_frames / padded, 6) if padded else 0.0,
-            "warnings": [],
+            "num_filtered": report.num_filtered,
+            "num_too_long": report.num_too_long,
+            "num_skipped": report.num_skipped,
+            "warnings": report.warnings(),
         }
 
 
@@ -131,6 +146,8 @@ class BatchFormer:
     check_finite: bool
     rank: int
     num_ranks: int
+    left_out: Counter[str] = field(default_factory=Counter)
+    """What happened to sequences on their way to the batches, by the names in Report."""
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The padded batches.
@@ -143,8 +160,11 @@ class BatchFormer:
             for group in self.groups(epoch):
                 last = group[-1].seq_tag
                 yield self.collate(group, epoch)
-        except DataError:
-            raise
+        except DataError as error:
+            file = self.dataset.file_of(error.seq_tag) if error.seq_tag is not None else None
+            if file is None:
+                raise
+            raise DataError(f"{file}: {error}") from error
         except Exception as error:
             after = f"after sequence {last!r}" if last is not None else "before the first batch"
             raise DataError(f"{type(error).__name__}: {error}, {after} of {type(self.dataset).__name__}") from error
@@ -162,13 +182,18 @@ class BatchFormer:
         source = self.dataset.iterate(epoch, self.rank, self.num_ranks)
         for example in itertools.chain.from_iterable(map(self.pieces, source)):
             lengths = self.lengths(example)
-            if self.batching.on_too_long != "alone" and filler.is_too_long(lengths):
+            if filler.is_too_long(lengths):
+                if self.batching.on_too_long == "error":
+                    error = DataError(
+                        f"sequence {example.seq_tag!r} is longer ({lengths}) than a batch may be "
+                        f"({self.batching.batch_size}), and on_too_long=error"
+                    )
+                    error.seq_tag = example.seq_tag
+                    raise error
+                self.left_out["num_too_long"] += 1
                 if self.batching.on_too_long == "skip":
+                    self.left_out["num_skipped"] += 1
                     continue
-                raise DataError(
-                    f"sequence {example.seq_tag!r} is longer ({lengths}) than a batch may be "
-                    f"({self.batching.batch_size}), and on_too_long=error"
-                )
             if filler.starts_new_batch(lengths) and group:
                 yield group
                 group = []
@@ -191,11 +216,13 @@ class BatchFormer:
         lengths = {name: np.array([length]) for name, length in self.lengths(example).items()}
         keep = self.batching.passes(lengths)
         if keep is not None and not keep[0]:
+            self.left_out["num_filtered"] += 1
             return []
         if self.batching.chunking is None:
             return [example]
         chunks = Batching(chunking=self.batching.chunking, min_chunk_size=self.batching.min_chunk_size)
         made = chunks.make(np.zeros(1, np.int64), lengths, tag=lambda _: example.seq_tag)
+        self.left_out["num_without_chunk"] += made.report.num_without_chunk
         pieces = []
         for i in range(len(made.indices)):
             cut = {name: example.streams[name][made.starts[name][i] : made.ends[name][i]] for name in made.starts}
@@ -210,7 +237,7 @@ class _Share(IterableDataset):
         self.former = former
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Batch | DataError]:
+    def __iter__(self) -> Iterator[Batch | Report | DataError]:
         worker = get_worker_info()
         assert worker is not None
         former = self.former
@@ -224,5 +251,6 @@ class _Share(IterableDataset):
         )
         try:
             yield from share.batches(self.epoch)
+            yield Report(**share.left_out)
         except DataError as error:
             yield DataError(*error.args)

@@ -39,3 +39,7 @@ class StreamingDataset(ABC):
         Raises:
             DataError: a sequence can't be read, or is not what its stream's spec says.
         """
+
+    def file_of(self, seq_tag: str) -> str | None:
+        """The file that holds a sequence, for error messages; None if that is not known."""
+        return None

@@ -287,6 +287,41 @@ def test_streaming_options():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_streaming_sources_tell_what_they_left_out(num_workers):
+    batching = Batching(batch_size=12, max_seqs=3, min_seq_length=4, on_too_long="skip")
+    data = StreamLoader(Stream(), SPECS, batching, num_workers=num_workers)
+    assert data.statistics(1)["warnings"] == []
+    list(data.epoch(1))
+    expected = Loader(Corpus(), SPECS, None, batching).statistics(1)
+    assert expected["num_filtered"] > 0 < expected["num_skipped"]
+    for name in ("num_seqs", "num_filtered", "num_too_long", "num_skipped", "warnings"):
+        assert data.statistics(1)[name] == expected[name]
+    alone = StreamLoader(Stream(), SPECS, Batching(batch_size=12), num_workers=num_workers)
+    list(alone.epoch(1))
+    assert alone.statistics(1)["num_too_long"] == np.count_nonzero(Corpus().lens > 12)
+    chunks = StreamLoader(Stream(), SPECS, Batching(chunking=9, min_chunk_size=9), num_workers=num_workers)
+    list(chunks.epoch(1))
+    number = np.count_nonzero(Corpus().lens < 9)
+    assert chunks.statistics(1)["warnings"] == [f"{number} sequences shorter than min_chunk_size left out"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_wrong_values_of_a_stream_are_told_with_their_file(num_workers):
+    class InFiles(Stream):
+        def file_of(self, seq_tag):
+            return f"folder/{seq_tag}.wav"
+
+    wrong = InFiles()
+    wrong.streams = {**SPECS, "classes": TensorSpec(dim=13, sparse=True)}
+    data = StreamLoader(wrong, num_workers=num_workers)
+    with pytest.raises(DataError, match=r"folder/corpus/(\d+).wav: sequence 'corpus/\1', stream 'classes': label \1"):
+        list(data.epoch(1))
+    data = StreamLoader(InFiles(), SPECS, Batching(batch_size=12, on_too_long="error"), num_workers=num_workers)
+    with pytest.raises(DataError, match=r"folder/corpus/.*.wav: sequence .* on_too_long=error"):
+        list(data.epoch(1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_streaming_errors(num_workers):
     with pytest.raises(DataError, match=r"file.hdf: sequence 'corpus/13' is broken"):
         list(StreamLoader(Stream("data"), SPECS, num_workers=num_workers).epoch(1))

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.arrays import StaticDataset
 from returnn_hydra.data.augment import AddNoise, Compose, SpecAugment
 from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.hdf import HDFDataset
+from returnn_hydra.data.hdf_writer import HDFWriter
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.data.postprocessing import (
     DatasetStream,
@@ -57,6 +61,30 @@ def test_draws_depend_on_seed_epoch_and_sequence_alone():
         some[0], PostprocessingDataset(dataset(), add_noise, seed=2).at_epoch(2).read([4]).streams["data"][0]
     )
     assert not np.array_equal(all_of_2[0][:1] - 1, all_of_2[1][:1] - 2)
+
+
+def in_place(streams):
+    streams["data"] += 1
+    return streams
+
+
+def test_functions_may_change_what_they_get(tmp_path):
+    """Nobody else sees it: neither the cache of the source, nor a file that is read as it is."""
+    with HDFWriter(tmp_path / "x.hdf", {"data": TensorSpec(dim=2)}) as writer:
+        writer.write("a", {"data": np.zeros((3, 2), "f4")})
+    with h5py.File(tmp_path / "x.hdf", "r+") as file:
+        rows = file["inputs"][...]
+        del file["inputs"]
+        file["inputs"] = rows
+    hdf = [HDFDataset(tmp_path / "x.hdf", cache=cache) for cache in ("ram", "none")]
+    for source in (*hdf, StaticDataset([{"data": np.zeros((3, 2), "f4")}])):
+        changed = PostprocessingDataset(source, in_place)
+        stream = PostprocessingStream(
+            source, lambda examples: (replace(e, streams=in_place(e.streams)) for e in examples)
+        )
+        for epoch in (1, 2):
+            assert (changed.at_epoch(epoch).read([0]).streams["data"][0] == 1).all()
+            assert (next(stream.iterate(epoch)).streams["data"] == 1).all()
 
 
 def test_other_streams_come_out():
