@@ -40,3 +40,25 @@ def shared():
     if not folder.is_dir():
         pytest.skip("needs ../shared (golden values and speech), which is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def several_ranks(tmp_path_factory):
+    """Run `run.py` with these words as several processes (gloo, CPU); returns how it ended."""
+    sys.path.insert(0, str(ROOT / "tests/faults/tools"))
+    from faulttools.zygote import Zygote
+
+    modules = ["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "torch._dynamo", "numpy.ma"]
+    modules += ["hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.basic_sweeper"]
+    modules += [
+        f"returnn_hydra.{name}" for name in ("cli", "tasks.job", "tasks.train", "data.embedded", "models.blstm")
+    ]
+    modules += [f"returnn_hydra.callbacks.{name}" for name in ("hdf", "progress", "search_output")]
+    with Zygote(None, modules, tmp_path_factory.mktemp("ranks")) as zygote:
+
+        def run(folder, *words, num_ranks=2, fault=None, patience=30.0):
+            arguments = {"folder": str(folder), "words": words, "num_ranks": num_ranks, "fault": fault}
+            arguments["patience"] = patience
+            return zygote.run("faulttools.rank_runs:ranks", arguments, folder)
+
+        yield run

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from returnn_hydra.batch import Batch
+from returnn_hydra.data.loader import Loader
 from returnn_hydra.engine.bad_batch import save_batch
 from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore, run_id_of_folder
-from returnn_hydra.engine.errors import NoCheckpointError, NonFiniteError, StateReadError
+from returnn_hydra.engine.errors import ChangedConfigError, NoCheckpointError, NonFiniteError, StateReadError
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.init_params import InitFrom
 from returnn_hydra.engine.log import FILES
@@ -161,6 +162,7 @@ class RunStore:
         trainer.position.seconds = state["seconds"]
         if progress.batch is not None:
             trainer.position.batch = progress.batch
+            self._deal_rest(trainer, state)
             total = trainer.train_data.num_batches(progress.epoch)
             logger.info("Resumed at epoch %d, batch %d of %s", progress.epoch, progress.batch, total)
             return
@@ -179,6 +181,33 @@ class RunStore:
             logger.info("Resumed after epoch %d, its evaluation is missing", progress.epoch)
         else:
             logger.info("Resumed after epoch %d, starting epoch %d", progress.epoch, trainer.position.epoch)
+
+    def _deal_rest(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        """The rest of the epoch, if it was begun with another number of ranks (and that is allowed).
+
+        Raises:
+            ChangedConfigError: the data are a stream, of which nothing is known ahead, or deal their files themselves.
+        """
+        epoch, batch = trainer.position.epoch, trainer.position.batch
+        num_ranks = state.get("num_ranks", self.ranks.size)
+        trainer.dealt = [list(entry) for entry in state.get("dealt", [])]
+        if num_ranks != self.ranks.size:
+            trainer.dealt.append([num_ranks, batch])
+        data = trainer.train_data
+        if not isinstance(data, Loader) or data.world_size != self.ranks.size:
+            if trainer.dealt:
+                raise ChangedConfigError(
+                    f"epoch {epoch} was begun with {num_ranks} ranks, and the rest of such data can't be dealt to "
+                    f"{self.ranks.size}: finish the epoch with {num_ranks} ranks"
+                )
+            return
+        data.go_on(epoch, trainer.dealt)
+        if num_ranks != self.ranks.size:
+            left, report = data.batches(epoch), data.batches(epoch).report
+            logger.warning(
+                "Epoch %d was begun with %d ranks: %d get the rest, %d batches each (%d cut in two, %d left out)",
+                *(epoch, num_ranks, self.ranks.size, len(left) - batch, report.num_split, report.num_left_out),
+            )
 
     def roll_back(self, trainer: Trainer, error: Exception) -> None:
         """Put the trainer back to the newest valid checkpoint.
@@ -303,6 +332,8 @@ class RunStore:
             "sums": {name: [s.sum, s.count] for name, s in self.ranks.merge(trainer.sums.scores()).items()},
             "seconds": trainer.position.seconds,
             "left_out": trainer.left_out,
+            "num_ranks": self.ranks.size,
+            "dealt": trainer.dealt,
             "records": [record.to_json() for record in trainer.records],
             "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
         }

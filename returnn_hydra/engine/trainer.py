@@ -67,6 +67,10 @@ class Trainer:
     sums: ScoreSums = field(default_factory=ScoreSums)
     left_out: list[list[int]] = field(default_factory=list)
     """(epoch, batch) of batches that gave bad numbers and are not used."""
+    dealt: list[list[int]] = field(default_factory=list)
+    """(ranks, batches of each that were done) for every other number of ranks that the epoch was trained with."""
+    seeds_torch: bool = True
+    """Seed torch's generators, too, before every batch; False: a callback seeds them."""
     on_oom: str = "stop"
     """What to do with a batch that does not fit into memory: stop, or split it."""
     check_batch: bool = False
@@ -126,6 +130,7 @@ class Trainer:
         """The epoch before is done and recorded."""
         self.position = Position(epoch)
         self.sums = ScoreSums()
+        self.dealt = []
 
     def try_largest_batch(self, epoch: int) -> None:
         """Forward and backward with the largest batch of the epoch; nothing is changed.
@@ -168,7 +173,8 @@ class Trainer:
         self.model.train()
         batches = self.train_data.epoch(epoch, start=self.position.batch)
         for batch in batches if num_batches is not None else self.ranks.while_all_have(batches):
-            seed_everything(self.device, self.seed, epoch, self.position.batch, self.ranks.rank)
+            seeded = self.device if self.seeds_torch else None
+            seed_everything(seeded, self.seed, epoch, self.position.batch, self.ranks.rank)
             self.set_learning_rate(num_batches, learning_rate)
             if [epoch, self.position.batch] in self.left_out:
                 self.position.batch += 1
@@ -258,8 +264,9 @@ class Trainer:
             group["lr"] = rate * group.get("learning_rate_multiplier", 1.0)
 
     def epochs_done(self, num_batches: int | None) -> float:
-        """Finished epochs, and the finished fraction of the running one, if its number of batches is known."""
-        return self.position.epoch - 1 + (self.position.batch / num_batches if num_batches else 0.0)
+        """Finished epochs, and the finished part of the running one's sequences, if their number is known."""
+        epoch, batch = self.position.epoch, self.position.batch
+        return epoch - 1 + (self.train_data.part_done(epoch, batch) if num_batches else 0.0)
 
     def selection_value(self, record: EpochRecord, score: str | None) -> float:
         """The value of the score that decides what is best.

@@ -43,8 +43,7 @@ class AlignmentFiles(ForwardCallback):
 
 def run(context: Context) -> int:
     """Align `forward_data` with the model of `load_epoch`; returns the number of sequences."""
-    if not context.ranks.is_first:
-        return 0
+    context.require_one_process()
     node = context.values["search"]
     step = context.builder.build(node, "search", extern_data=context.extern_data)
     if not isinstance(step, CTCAlign):

@@ -97,6 +97,18 @@ class Context:
             return contextlib.nullcontext()
         return RunLock(self.folder.path, steal=self.values["steal_lock"])
 
+    def require_one_process(self) -> None:
+        """For tasks that write one output in corpus order.
+
+        Raises:
+            ConfigError: several ranks were started.
+        """
+        if self.ranks.size > 1:
+            raise ConfigError(
+                f"this task runs in one process, and torchrun started {self.ranks.size}: start it without torchrun "
+                "(task=train and task=evaluate can use several)"
+            )
+
     def loader(self, name: str, conf: dict[str, Any], equal_batches: bool = False) -> Loader | StreamLoader:
         """A data set with its order and batches, this rank's part of them.
 

@@ -37,8 +37,7 @@ def run(
         ConfigError: the stream has not one vector in every frame; an option out of its range.
         ExportError: no ONNX file gives what the model does.
     """
-    if not context.ranks.is_first:
-        return None
+    context.require_one_process()
     if num_batches < 1 or tolerance <= 0:
         raise ConfigError(f"task: num_batches={num_batches}, tolerance={tolerance}: expected more than 0")
     require_packages()

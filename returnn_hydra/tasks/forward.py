@@ -27,8 +27,7 @@ WINDOW = 2000
 
 def run(context: Context) -> int:
     """Forward `forward_data` through the model of `load_epoch`; returns the number of sequences."""
-    if not context.ranks.is_first:
-        return 0
+    context.require_one_process()
     model_outputs = build_specs(context.builder, context.values["model_outputs"], "model_outputs")
     model, epoch = load_model(context)
     name = context.values["forward_data"]

@@ -24,6 +24,7 @@ BAR = 40
 
 def run(context: Context) -> None:
     """Every configured data set in its first epoch; the picture is inspect.png in the run's folder (extra: plot)."""
+    context.require_one_process()
     lengths: dict[str, np.ndarray] = {}
     for name, conf in context.dataset_confs().items():
         loader = context.loader(name, conf)

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 def run(context: Context) -> None:
     """Losses and gradients of `replay_file` (default: the newest saved batch) with the parameters of `load_epoch`."""
+    context.require_one_process()
     file = _file(context)
     batch = load_batch(file, FileSystem())
     model, epoch = load_model(context)

@@ -18,7 +18,8 @@ from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.errors import FAILED, LockedError, StateError, exit_code_of, last_line
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.log import RunLog, hms
-from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.engine.rank_failures import explained
+from returnn_hydra.engine.ranks import Ranks, end_at_once, started_by_torchrun
 from returnn_hydra.engine.status import write_result
 from returnn_hydra.tasks.returnn.session import Session, open_session
 from returnn_hydra.tasks.returnn.task_table import run_task
@@ -32,9 +33,15 @@ logger = logging.getLogger(__name__)
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, or the error's code."""
     try:
-        run_words(sys.argv[1:] if words is None else words)
+        with explained():
+            run_words(sys.argv[1:] if words is None else words)
+            if started_by_torchrun():
+                Ranks.start(TIMEOUT).leave()
     except Exception as error:
-        sys.exit(report(error))
+        code = report(error)
+        if started_by_torchrun():
+            end_at_once(code)
+        sys.exit(code)
     except KeyboardInterrupt:
         print("ERROR 130: interrupted", file=sys.stderr)
         sys.exit(130)

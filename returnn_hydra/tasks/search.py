@@ -15,8 +15,7 @@ logger = logging.getLogger(__name__)
 
 def run(context: Context) -> float | None:
     """Search `forward_data` with the model of `load_epoch`; returns the first error rate, if there are references."""
-    if not context.ranks.is_first:
-        return None
+    context.require_one_process()
     step = context.builder.build(context.values["search"], "search", extern_data=context.extern_data)
     if not isinstance(step, SearchStep):
         raise ConfigError("search: this task needs one (ctc_best_path, ctc_prefix, label_sync, ...)")

@@ -38,10 +38,11 @@ def evaluate_task(session: Session, recipe: Recipe) -> float | None:
             as_error.update({key: loss.as_error for key, loss in losses.items()})
             return losses
 
-        scores[name] = evaluate(model, watched, batches, session.device, functools.partial(autocast, session))
+        part = evaluate(model, watched, batches, session.device, functools.partial(autocast, session))
+        scores[name] = session.ranks.merge(part)
     for line in table(scores):
         logger.log(RESULTS, line)
-    if file := session.values.get("eval_output_file"):
+    if (file := session.values.get("eval_output_file")) and session.ranks.is_first:
         write_text(FileSystem(), Path(file), better_repr(_plain(scores, as_error)) + "\n")
     return next((score.mean for entries in scores.values() for score in entries.values()), None)
 

@@ -23,6 +23,8 @@ from returnn_hydra.tasks.returnn.user_functions import UserFunctions
 
 logger = logging.getLogger(__name__)
 Task = Callable[[Session, Any], Any]
+WITH_RANKS = ("train", "eval")
+"""Tasks that several processes share."""
 CALLS = ("config:", "optional-config:")
 ELSEWHERE = {
     "analyze": "task=eval gives the scores, task=forward any output",
@@ -42,13 +44,19 @@ def run_task(session: Session) -> Any:
         ConfigError: there is no such task.
     """
     word = str(session.values.get("task", "train"))
+    if session.ranks.size > 1 and word not in WITH_RANKS:
+        raise ConfigError(f"task={word}: runs in one process, and there are {session.ranks.size}")
     with session.surroundings():
         if (startup := session.values.get("startup_callback")) is not None:
             call_with_wanted(startup, {"config": session.config})
         if word.startswith(CALLS):
             return _call(session, word)
         task = task_of(word, session.is_network)
-        return task(session, make_recipe(session) if word != "nop" else None)
+        if word == "nop":
+            return task(session, None)
+        recipe = make_recipe(session)
+        with recipe.files():
+            return task(session, recipe)
 
 
 def task_of(word: str, is_network: bool) -> Task:

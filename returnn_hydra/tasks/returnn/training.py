@@ -29,7 +29,7 @@ from returnn_hydra.network.schedule import Stage
 from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
-from returnn_hydra.tasks.returnn.hooks import ConfigHooks, Progress
+from returnn_hydra.tasks.returnn.hooks import ConfigHooks, EpochSeeds, Progress
 from returnn_hydra.tasks.returnn.learning_rate_records import LearningRateFile, records_of_file
 from returnn_hydra.tasks.returnn.recipe import Recipe
 from returnn_hydra.tasks.returnn.session import Session
@@ -82,6 +82,7 @@ def _store(session: Session, recipe: Recipe, folder: Path, resume: bool) -> RunS
         folder,
         checkpoint_folder=prefix.parent,
         prefix=prefix.name,
+        fingerprint={"world_size": session.ranks.size} if session.ranks.size > 1 else {},
         resume=resume,
         retention=Cleanup(rule, folder) if rule is not None else Retention(),
         writers=[LearningRateFile(Path(file), recipe, with_exp)] if file else [],
@@ -125,7 +126,7 @@ def _trainer(
         model, updater = _next_model(session, recipe, stage, before)
         records, position = before.records, Position(stage.first)
     step = recipe.train_step()
-    callbacks: dict[str, Callback] = {"progress": Progress(recipe, step)}
+    callbacks: dict[str, Callback] = {"progress": Progress(recipe, step), "seeds": EpochSeeds(session.seed)}
     if session.ranks.is_first:
         callbacks["log"] = LogLines()
     if session.ranks.is_first and values.get("use_tensorboard"):
@@ -143,6 +144,7 @@ def _trainer(
         device=session.device,
         num_epochs=stage.last,
         seed=session.seed,
+        seeds_torch=False,
         ranks=session.ranks,
         callbacks=callbacks,
         position=position,
