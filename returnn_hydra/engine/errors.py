@@ -113,6 +113,11 @@ class NonFiniteError(RunError):
 
     exit_code = NON_FINITE
 
+    def __init__(self, message: str, update: int | None = None) -> None:
+        super().__init__(message)
+        self.update = update
+        """Number of the update, if it is not the present one."""
+
 
 class Stopped(RunError):
     """A signal or the time limit asked for an end, and the state is saved."""

@@ -249,6 +249,7 @@ class RunStore:
         wish = self._agreed_wish(trainer)
         if wish == GO_ON:
             return
+        trainer.read_numbers()
         position = trainer.position
         progress = self._progress(trainer, position.batch)
         self._save(self.saver.save_latest, trainer, progress)

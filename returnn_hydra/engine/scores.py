@@ -38,13 +38,17 @@ class ScoreSums:
             count = loss.count.detach() if isinstance(loss.count, torch.Tensor) else float(loss.count)
             self._pending.append((name, loss.sum.detach(), count))
 
-    def scores(self) -> dict[str, Score]:
-        """What has been added so far, by loss name."""
+    def read(self) -> None:
+        """Take what was added off the device."""
         for name, value, count in self._pending:
             entry = self._sums.setdefault(name, [0.0, 0.0])
             entry[0] += float(value)
             entry[1] += float(count)
         self._pending.clear()
+
+    def scores(self) -> dict[str, Score]:
+        """What has been added so far, by loss name."""
+        self.read()
         return {name: Score(total, count) for name, (total, count) in self._sums.items()}
 
     def state_dict(self) -> dict[str, list[float]]:

@@ -75,8 +75,14 @@ class Trainer:
     """What to do with a batch that does not fit into memory: stop, or split it."""
     check_batch: bool = False
     """Before an epoch, see whether its largest batch fits into memory."""
+    log_every: int = 10
+    """Batches between two looks at the losses, where a look is a wait for the device."""
     stopping: bool = False
     """Set by a callback that wants no further epoch."""
+
+    def __post_init__(self) -> None:
+        self._unread: list[tuple[int, int, Batch | None]] = []
+        """(updates done, number, batch if it may be needed) of the batches whose losses nobody looked at yet."""
 
     def run(self) -> list[EpochRecord]:
         """Train up to `num_epochs`; returns the records of all epochs, earlier processes' included."""
@@ -130,6 +136,7 @@ class Trainer:
         """The epoch before is done and recorded."""
         self.position = Position(epoch)
         self.sums = ScoreSums()
+        self._unread = []
         self.dealt = []
 
     def try_largest_batch(self, epoch: int) -> None:
@@ -182,12 +189,34 @@ class Trainer:
             self.updater.start_batch(epoch, self.epochs_done(num_batches))
             losses = self.train_batch(batch, is_last=self.position.batch + 1 == num_batches)
             self.sums.add(losses)
+            kept = batch if self.updater.defers_checks else None
+            self._unread.append((self.updater.num_updates, self.position.batch, kept))
             self.position.batch += 1
+            if len(self._unread) >= self.log_every:
+                self.read_numbers()
             self.position.seconds = time.monotonic() - started
             self.notify("on_step_end", batch, losses)
             if self.updater.at_boundary:
                 self.store.save_within_epoch(self)
         self.updater.end_epoch()
+        self.read_numbers()
+
+    def read_numbers(self) -> None:
+        """Take the losses off the device, and see that all updates since the last time were good.
+
+        Raises:
+            NonFiniteError: one was not; its batch is saved for a replay.
+        """
+        unread, self._unread = self._unread, []
+        try:
+            self.updater.check()
+        except NonFiniteError as error:
+            completing = (entry for entry in unread if entry[0] == error.update)
+            _, number, batch = next(completing, unread[-1] if unread else (0, 0, None))
+            if batch is None:
+                raise
+            raise self._with_batch(error, batch, number) from error
+        self.sums.read()
 
     def train_batch(self, batch: Batch, is_last: bool) -> Mapping[str, Loss]:
         """Losses of one batch, and the update if this batch completes one.
@@ -199,8 +228,7 @@ class Trainer:
         try:
             return self._train_on(batch, is_last)
         except NonFiniteError as error:
-            file = self.store.save_batch(batch, self.position.batch)
-            raise NonFiniteError(f"{error}. The batch is in {file}: task=replay runs it again") from error
+            raise self._with_batch(error, batch, self.position.batch) from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -209,6 +237,10 @@ class Trainer:
                 raise self._too_large(batch, self.position.batch) from error
         self.updater.forget()
         return self._train_in_parts(batch, is_last)
+
+    def _with_batch(self, error: NonFiniteError, batch: Batch, number: int) -> NonFiniteError:
+        file = self.store.save_batch(batch, number)
+        return NonFiniteError(f"{error}. The batch is in {file}: task=replay runs it again")
 
     def _train_on(self, batch: Batch, is_last: bool, parts_to_come: int | None = None) -> Mapping[str, Loss]:
         parallel = self.train_step if isinstance(self.train_step, ParallelStep) else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from returnn_hydra.batch import Loss
 from returnn_hydra.data.callables import by_name
 from returnn_hydra.engine.errors import CombinationError, NonFiniteError
+from returnn_hydra.engine.finite_check import DeferredCheck, UncheckedUpdate
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.weight_average import WeightAverage
 from returnn_hydra.engine.whole_state import is_sharded
@@ -56,10 +57,13 @@ class Updater:
         device: torch.device,
         ranks: Ranks = Ranks(),
         average: WeightAverage | None = None,
+        defer_checks: bool | None = None,
     ) -> None:
         """
         Args:
             average: of the parameters; follows every step.
+            defer_checks: look for bad numbers only when `check` is called, after updates were made with them. Default:
+                on a GPU, where a look is a wait. Not with rules that go on after bad numbers, and not with a scaler.
         """
         self.model = model
         self.average = average
@@ -75,6 +79,10 @@ class Updater:
         self._wanted = 1 if callable(rules.grad_accum_steps) else rules.grad_accum_steps
         """Batches of the present update."""
         self.scaler = torch.amp.GradScaler(device.type) if rules.amp == "float16" else None
+        may_defer = rules.on_nonfinite == "stop" and self.scaler is None
+        self.defers_checks = may_defer and (device.type == "cuda" if defer_checks is None else defer_checks)
+        self._unchecked = DeferredCheck()
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._reset()
 
     def _reset(self) -> None:
@@ -237,6 +245,9 @@ class Updater:
 
     def _apply(self, losses: Mapping[str, Loss]) -> bool:
         """Clip, check, step."""
+        if self.defers_checks:
+            self._apply_unchecked(losses)
+            return True
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         norm = self.rules.gradients.apply(self.parameters, self._common_generator())
@@ -250,6 +261,38 @@ class Updater:
             self._on_nonfinite(norm, losses)
         self._reset()
         return finite
+
+    def _apply_unchecked(self, losses: Mapping[str, Loss]) -> None:
+        """Clip, step, and keep what `check` will look at."""
+        with_gradient = [parameter for parameter in self.parameters if parameter.grad is not None]
+        norms = torch._foreach_norm([parameter.grad for parameter in with_gradient])  # type: ignore[misc]
+        names = [self._names[id(parameter)] for parameter in with_gradient]
+        norm = self.rules.gradients.apply(self.parameters, self._common_generator())
+        self._step()
+        update = UncheckedUpdate(
+            number=self.num_updates,
+            finite_if=norm + sum(self._sums.values()),
+            gradient_norm=norm,
+            norms=dict(zip(names, norms, strict=True)),
+            losses={name: replace(loss, sum=loss.sum.detach()) for name, loss in losses.items()},
+            seq_tags=self._seq_tags,
+        )
+        self._unchecked.add(update)
+        self._reset()
+
+    def check(self) -> None:
+        """Look at the updates that were made unchecked; before anything is saved, and every few updates.
+
+        Raises:
+            NonFiniteError: a loss or a gradient was NaN or infinite. The parameters may be bad since then.
+        """
+        bad = self._unchecked.first_bad()
+        if bad is not None:
+            ending = "The updates since then are thrown away: the last checkpoint stays the newest"
+            raise NonFiniteError(
+                _describe(bad.number, bad.gradient_norm, bad.losses, bad.bad_parameters(), bad.seq_tags, ending),
+                update=bad.number,
+            )
 
     def _common_generator(self) -> torch.Generator | None:
         """For the gradient noise, where all ranks must draw the same; None: this rank's own random numbers will do."""
@@ -279,14 +322,8 @@ class Updater:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
         ]
-        values = {name: float(loss.mean) for name, loss in losses.items()}
-        raise NonFiniteError(
-            f"update {self.num_updates + 1}: gradient norm {float(norm)}, losses {values}; "
-            f"bad gradients in {', '.join(bad[:5]) or 'no parameter'}{' ...' if len(bad) > 5 else ''}; "
-            f"sequences: {', '.join(self._seq_tags[:8])}{' ...' if len(self._seq_tags) > 8 else ''}. "
-            "Nothing was updated. on_nonfinite=skip goes on without such batches, "
-            "on_nonfinite=rollback goes back to the last checkpoint first"
-        )
+        ending = "Nothing was updated"
+        raise NonFiniteError(_describe(self.num_updates + 1, norm, losses, bad, self._seq_tags, ending))
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the optimizer: counters, and the scaler's scale."""
@@ -303,6 +340,19 @@ class Updater:
         self.num_skipped = state["num_skipped"]
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _describe(
+    number: int, norm: Tensor, losses: Mapping[str, Loss], bad: Sequence[str], seq_tags: Sequence[str], ending: str
+) -> str:
+    """The message of bad numbers; `bad`: the parameters whose gradients are not finite."""
+    values = {name: float(loss.mean) for name, loss in losses.items()}
+    return (
+        f"update {number}: gradient norm {float(norm)}, losses {values}; "
+        f"bad gradients in {', '.join(bad[:5]) or 'no parameter'}{' ...' if len(bad) > 5 else ''}; "
+        f"sequences: {', '.join(seq_tags[:8])}{' ...' if len(seq_tags) > 8 else ''}. {ending}. "
+        "on_nonfinite=skip goes on without such batches, on_nonfinite=rollback goes back to the last checkpoint first"
+    )
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:

@@ -41,6 +41,7 @@ def run(context: Context) -> float | None:
             seed=values["seed"],
             ranks=context.ranks,
             on_oom=values["on_oom"],
+            log_every=values["log_every"],
             check_batch=values["debug"]["check_batch"],
             callbacks=build_callbacks(context) if context.ranks.is_first else {},
         )
