@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Loss, Output, TensorSpec
 from returnn_hydra.network import sequence_losses as sequence_losses  # registers its losses
+from returnn_hydra.network.dumps import Dump
 from returnn_hydra.network.errors import NetworkError, TooShort, nearest
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.net import Net
@@ -40,14 +41,14 @@ class NetworkResult:
         losses: by path of the layer: what is optimised.
         errors: by path of the layer: only reported.
         constraints: `L2` of every layer that has it, already weighted.
-        dumps: file name and values of every `hdf_dump` layer.
+        dumps: what the `hdf_dump` layers want to be written.
     """
 
     outputs: dict[str, NamedTensor]
     losses: dict[str, Loss] = field(default_factory=dict)
     errors: dict[str, Loss] = field(default_factory=dict)
     constraints: dict[str, Tensor] = field(default_factory=dict)
-    dumps: list[tuple[Any, NamedTensor]] = field(default_factory=list)
+    dumps: list[Dump] = field(default_factory=list)
 
     def all_losses(self) -> dict[str, Loss]:
         """What a train step returns: `cost:LAYER`, `error:LAYER`, and `constraints` if there is L2.

@@ -10,6 +10,7 @@ import torch
 
 from returnn_hydra.batch import Loss
 from returnn_hydra.network.axis import Axis
+from returnn_hydra.network.dumps import Dump
 from returnn_hydra.network.named_tensor import NamedTensor
 
 
@@ -41,5 +42,5 @@ class RunState:
     errors: dict[str, Loss] = field(default_factory=dict)
     constraints: dict[str, torch.Tensor] = field(default_factory=dict)
     outputs: dict[str, NamedTensor] = field(default_factory=dict)
-    dumps: list[tuple[Any, NamedTensor]] = field(default_factory=list)
+    dumps: list[Dump] = field(default_factory=list)
     user: Mapping[str, Any] = field(default_factory=dict)

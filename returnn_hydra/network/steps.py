@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from returnn_hydra.batch import Batch, Loss, Output
 from returnn_hydra.network.errors import NetworkError
-from returnn_hydra.network.model import NetworkModel
+from returnn_hydra.network.model import NetworkModel, NetworkResult
 
 
 def train_step(model: NetworkModel, batch: Batch) -> dict[str, Loss]:
@@ -36,12 +36,17 @@ class Hypothesis:
 
 
 def search_step(model: NetworkModel, batch: Batch, layer: str = "output") -> list[list[Hypothesis]]:
+    """Search a batch; see `hypotheses_of`."""
+    return hypotheses_of(model(batch, search=True, with_losses=False, layers=[layer]), layer)
+
+
+def hypotheses_of(result: NetworkResult, layer: str = "output") -> list[list[Hypothesis]]:
     """The hypotheses of every sequence, best first: all of a beam, or the one that a `decide` layer left.
 
     Raises:
         NetworkError: the layer is no sequence of class indices.
     """
-    value = model(batch, search=True, with_losses=False, layers=[layer]).outputs[layer].batch_major()
+    value = result.outputs[layer].batch_major()
     time, beam = value.time_axis, value.beam_axis
     if value.sparse_dim is None or time is None or time.lengths is None or len(value.axes) > 3:
         raise NetworkError(f"search: layer {layer!r} with axes {list(value.axes)} is no sequence of class indices")

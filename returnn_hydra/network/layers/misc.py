@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.ctc import ctc_neg_log_prob, ctc_viterbi_neg_log_prob
+from returnn_hydra.network.dumps import Dump
 from returnn_hydra.network.losses import LossInput, compute_loss
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.registry import register_layer
@@ -81,21 +83,27 @@ def edit_distance(call: LayerCall, *, a: str, b: str) -> NamedTensor:
     return NamedTensor(distances.to(torch.int32), tuple(others))
 
 
-@register_layer("hdf_dump")
+@register_layer("hdf_dump", refs=("extra",))
 def hdf_dump(
     call: LayerCall,
     *,
-    filename: Any,
-    extra: Any = None,
+    filename: str,
+    extra: Mapping[str, str] | None = None,
     dump_whole_batches: bool = False,
-    labels: Any = None,
+    labels: Sequence[str] | None = None,
     extend_existing_file: bool = False,
     dump_per_run: bool = False,
 ) -> NamedTensor:
-    """The input; the pass reports it with the file's name (`NetworkResult.dumps`), for whoever writes the files."""
-    del extra, dump_whole_batches, labels, extend_existing_file, dump_per_run
+    """The input; who runs the pass writes it to the file, with `extra` layers beside it (`NetworkResult.dumps`)."""
+    if not isinstance(filename, str) or dump_whole_batches or extend_existing_file or dump_per_run:
+        raise call.error(
+            "only a file name as text, without 'dump_whole_batches', 'extend_existing_file' and 'dump_per_run', is "
+            "supported: every sequence goes to one new file"
+        )
     x = call.x
-    call.run.dumps.append((filename, x))
+    others = {key: call.layer(ref) for key, ref in (extra or {}).items()}
+    if not call.run.building:
+        call.run.dumps.append(Dump(call.path, filename, {"data": x, **others}, labels))
     return x
 
 

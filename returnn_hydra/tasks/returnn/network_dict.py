@@ -20,6 +20,7 @@ from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.model import NetworkModel
 from returnn_hydra.network.schedule import NetworkSchedule, Stage
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
+from returnn_hydra.tasks.returnn.dumps import Dumps
 from returnn_hydra.tasks.returnn.session import Session
 from returnn_hydra.tasks.returnn.stages import StageRates, check_config
 from returnn_hydra.tasks.returnn.streams import network_specs
@@ -34,6 +35,11 @@ class NetworkDict:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.specs: dict[str, TensorSpec] = network_specs(session.values, session.builder)
+        self.dumps = Dumps()
+
+    def files(self) -> Dumps:
+        """What `hdf_dump` layers write."""
+        return self.dumps
 
     def model(self, epoch: int, step: int) -> nn.Module:
         """The network of this epoch, with random parameters."""
@@ -87,6 +93,17 @@ class NetworkDict:
         return StageRates(rule, self.schedule, self.session.values)
 
     def train_step(self) -> Any:
+        def network_losses(model: Any, batch: Batch) -> Mapping[str, Loss]:
+            """Costs and errors; in training also the constraints, which are no score."""
+            result = model(batch)
+            losses = result.all_losses()
+            if training:
+                self.dumps.leave_out(result.dumps)
+            else:
+                self.dumps.add(result.dumps, batch.seq_tags)
+            return losses if model.training else {name: loss for name, loss in losses.items() if name != "constraints"}
+
+        training = self.session.values.get("task", "train") == "train"
         return network_losses
 
     def set_progress(self, train_step: Any, model: Any, epoch: int, step: int) -> None:
@@ -103,6 +120,7 @@ class NetworkDict:
         def forward_layer(model: Any, batch: Batch) -> dict[str, Output]:
             model.epoch, model.step = epoch, step
             result = model(batch, with_losses=False, layers=[name], search=search)
+            self.dumps.add(result.dumps, batch.seq_tags)
             return {"output": model.layer_output(result, name)}
 
         return forward_layer
@@ -132,9 +150,3 @@ class NetworkDict:
                 if key == beginning or key.startswith(beginning + "_"):
                     return dataset, f"{word if word == 'error' else kind}:{key.removeprefix(beginning)[1:] or 'output'}"
         return None
-
-
-def network_losses(model: Any, batch: Batch) -> Mapping[str, Loss]:
-    """The train step: costs and errors; in training also the constraints, which are no score."""
-    losses = model(batch).all_losses()
-    return losses if model.training else {name: loss for name, loss in losses.items() if name != "constraints"}

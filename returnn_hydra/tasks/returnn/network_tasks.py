@@ -16,7 +16,7 @@ from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.engine.callback import ForwardCallback
 from returnn_hydra.engine.forwarder import ForwardStep, forward
 from returnn_hydra.network.model import NetworkModel
-from returnn_hydra.network.steps import search_step
+from returnn_hydra.network.steps import hypotheses_of
 from returnn_hydra.search.result import Hypothesis, pack
 from returnn_hydra.tasks.returnn.datasets import forward_batches
 from returnn_hydra.tasks.returnn.forwarding import loaded_model, named_data
@@ -105,7 +105,9 @@ def network_search(session: Session, recipe: NetworkDict) -> int:
         raise ConfigError(f"search_output_file_format: {error}") from error
 
     def step(model: Any, batch: Batch) -> dict[str, Output]:
-        found = search_step(model, batch, layer)
+        result = model(batch, search=True, with_losses=False, layers=[layer])
+        recipe.dumps.add(result.dumps, batch.seq_tags)
+        found = hypotheses_of(result, layer)
         return pack([[Hypothesis(hyp.labels, hyp.score) for hyp in hypotheses] for hypotheses in found])
 
     return _forward(session, recipe, name, value, start.epoch, model, step, output, order="corpus")

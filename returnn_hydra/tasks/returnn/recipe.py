@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,9 @@ class Recipe(Protocol):
 
     specs: dict[str, TensorSpec]
     """The streams that training needs."""
+
+    def files(self) -> AbstractContextManager[Any]:
+        """Files that the model's own layers write, open while a task runs."""
 
     def model(self, epoch: int, step: int) -> nn.Module:
         """The model with its first parameters, on the session's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,9 @@ class UserFunctions:
         if self.templates is None:
             raise ConfigError("extern_data is missing: {stream: {dim, sparse, shape, ...}}")
         self.specs: dict[str, TensorSpec] = specs_of_templates(self.templates)
+
+    def files(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def model(self, epoch: int, step: int) -> nn.Module:
         """What `get_model` makes, after RETURNN's seeding."""
