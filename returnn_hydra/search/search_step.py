@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Output, TensorSpec
 from returnn_hydra.search.align import ctc_align
+from returnn_hydra.search.kenlm_scorer import KenLMScorer, is_kenlm_binary
 from returnn_hydra.search.mixture import Mixture, MixtureScorer
 from returnn_hydra.search.ngram import NgramScorer
 from returnn_hydra.search.result import Hypothesis, pack
@@ -23,9 +24,11 @@ from returnn_hydra.search.scorer import Encoded, LabelScorer
 from returnn_hydra.search.step_scorer import LanguageModelScorer
 from returnn_hydra.search.word_lookahead import WordLookahead, WordNgrams
 
+KENLM = "kenlm:"
+"""In front of the path of an n-gram file: KenLM reads it."""
 Search = Callable[[Encoded], list[list[Hypothesis]]]
 LanguageModelConf = nn.Module | str | Path | WordNgrams | Mixture
-"""A trained language model (with `initial_state`, `step`, `num_classes`, `bos_id`), the path of an ARPA file, a word
+"""A trained language model (with `initial_state`, `step`, `num_classes`, `bos_id`), the path of an n-gram file, a word
 model for characters, or several of them."""
 
 
@@ -139,7 +142,7 @@ def language_model_scorer(
     if isinstance(conf, WordNgrams):
         return WordLookahead(conf.file, names, conf.separator, end, end), end, end
     if not isinstance(conf, nn.Module):
-        return NgramScorer(conf, names, bos=end, eos=end), end, end
+        return _ngram_scorer(str(conf), names, end), end, end
     model: Any = conf.to(like.device).eval()
     if abs(model.num_classes - num_labels) > 1:  # with or without a label for the end, or the blank
         raise ValueError(
@@ -147,6 +150,14 @@ def language_model_scorer(
             "included): both need the same vocabulary"
         )
     return LanguageModelScorer(model, model.num_classes), model.bos_id, model.eos_id
+
+
+def _ngram_scorer(conf: str, names: list[str], end: int) -> LabelScorer:
+    """Of an ARPA file; by KenLM where its name begins with "kenlm:", or if it is a binary file of KenLM."""
+    path = conf.removeprefix(KENLM)
+    if path != conf or is_kenlm_binary(path):
+        return KenLMScorer(path, names, bos=end, eos=end)
+    return NgramScorer(path, names, bos=end, eos=end)
 
 
 def _mixed_scorer(
