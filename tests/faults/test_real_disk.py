@@ -1,9 +1,11 @@
 """The store on the real disk under the fault layer: killed, torn and refused at its file operations."""
 
+import shutil
 import signal
 import time
 
 import pytest
+from faulttools.tally import Different
 from faulttools.zygote import Zygote, build_fault_layer
 
 MODULES = ["torch", "faulttools.runs"]
@@ -36,49 +38,64 @@ def files_of(folder):
     return {path.name: path.read_bytes() for pattern in STATE for path in folder.glob(pattern)}
 
 
-def check(zygote, reference, tmp_path, kind, sticky, numbers):
-    """One run per number with a fault there, then the same command again: the same bytes, and nothing left over."""
-    files, _ = reference
+def fail_once(zygote, files, folder, kind, sticky, at):
+    """A run with a fault at an operation, then the same command again: the same bytes, and nothing left over."""
+    broken = zygote.run(RUN, {"folder": str(folder)}, folder, at, kind, sticky)
+    if kind in ("kill", "torn"):
+        assert broken.exit == -signal.SIGKILL, (at, broken)
+    else:
+        assert broken.exit in (0, 74), (at, broken)
+        assert broken.exit == 0 or f"({kind})" in broken.output, (at, broken)
+    again = zygote.run(RUN, {"folder": str(folder)}, folder)
+    assert again.exit == 0, (at, again)
+    assert "DAMAGED" not in broken.output + again.output
+    if files_of(folder) != files:
+        raise Different(at)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "run.lock"])
+    shutil.rmtree(folder)
+
+
+def check(count, zygote, reference, tmp_path, kind, sticky, numbers):
+    """One run per number."""
     for at in numbers:
-        folder = tmp_path / f"{kind}-{sticky}-{at}"
-        broken = zygote.run(RUN, {"folder": str(folder)}, folder, at, kind, sticky)
-        if kind in ("kill", "torn"):
-            assert broken.exit == -signal.SIGKILL, (at, broken)
-        else:
-            assert broken.exit in (0, 74), (at, broken)
-            assert broken.exit == 0 or f"({kind})" in broken.output, (at, broken)
-        again = zygote.run(RUN, {"folder": str(folder)}, folder)
-        assert again.exit == 0, (at, again)
-        assert "DAMAGED" not in broken.output + again.output
-        assert files_of(folder) == files, at
-        assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "run.lock"])
+        count.add(fail_once, zygote, reference[0], tmp_path / str(at), kind, sticky, at)
+    count.close()
 
 
 @pytest.mark.parametrize("kind", ["kill", "torn"])
-def test_killed_at_an_operation(zygote, reference, tmp_path, kind):
-    check(zygote, reference, tmp_path, kind, False, range(kind == "torn", reference[1], 20))
+def test_killed_at_an_operation(tally, zygote, reference, tmp_path, kind):
+    check(
+        tally(f"store on the real disk: {kind}"),
+        zygote,
+        reference,
+        tmp_path,
+        kind,
+        False,
+        range(kind == "torn", reference[1], 20),
+    )
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "EACCES"])
-def test_refused_at_an_operation(zygote, reference, tmp_path, kind):
-    check(zygote, reference, tmp_path, kind, kind in ("ENOSPC", "EACCES"), range(len(kind), reference[1], 50))
+def test_refused_at_an_operation(tally, zygote, reference, tmp_path, kind):
+    count, numbers = tally(f"store on the real disk: {kind}"), range(len(kind), reference[1], 50)
+    check(count, zygote, reference, tmp_path, kind, kind in ("ENOSPC", "EACCES"), numbers)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kind", ["kill", "torn"])
-def test_killed_at_every_operation(zygote, reference, tmp_path, kind):
-    check(zygote, reference, tmp_path, kind, False, range(reference[1]))
-    print(f"\n{kind}: {reference[1]} of {reference[1]} resumed with identical files")
+def test_killed_at_every_operation(tally, zygote, reference, tmp_path, kind):
+    count = tally(f"store on the real disk: {kind} at every operation")
+    check(count, zygote, reference, tmp_path, kind, False, range(reference[1]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("sticky", [False, True])
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "EACCES"])
-def test_refused_at_every_operation(zygote, reference, tmp_path, kind, sticky):
-    check(zygote, reference, tmp_path, kind, sticky, range(reference[1]))
-    print(f"\n{kind}{' for good' if sticky else ''}: {reference[1]} of {reference[1]} resumed with identical files")
+def test_refused_at_every_operation(tally, zygote, reference, tmp_path, kind, sticky):
+    count = tally(f"store on the real disk: {kind}{' for good' if sticky else ''} at every operation")
+    check(count, zygote, reference, tmp_path, kind, sticky, range(reference[1]))
 
 
 def test_the_harness_sees_orphans_and_time_limits(zygote, tmp_path):

@@ -7,40 +7,39 @@ from faulttools import checks, damage_at_rest, enumeration
 from faulttools.mutants import MUTANTS, mutated
 
 
-def show(name, report):
-    """One line of the table that `-m slow -s` prints."""
-    print(f"\n{name}: {report.tried} faults tried, {report.distinct} different, {len(report.violations)} failed")
-    assert not report.violations, report.violations[:5]
+def check(count, report):
+    count.add_report(report)
+    count.close()
 
 
-def test_a_crash_at_every_operation_loses_no_save_that_returned():
+def test_a_crash_at_every_operation_loses_no_save_that_returned(tally):
     report = enumeration.after_crashes(90)
     assert report.tried >= 20_000
-    show("crash or power cut", report)
+    check(tally("simulated crash or power cut at every operation"), report)
 
 
-def test_damage_then_a_crash_in_the_run_that_goes_on():
+def test_damage_then_a_crash_in_the_run_that_goes_on(tally):
     report = enumeration.after_damage_and_crash(per_operation=6, damages=30)
     assert report.tried >= 10_000
-    show("damage, then crash", report)
+    check(tally("simulated damage, then a crash"), report)
 
 
-def test_a_run_that_dies_again_and_again_ends_as_if_nothing_had_happened():
-    show("killed again and again", enumeration.crash_in_process(seed=3, kills=400))
+def test_a_run_that_dies_again_and_again_ends_as_if_nothing_had_happened(tally):
+    check(tally("simulated kills, again and again"), enumeration.crash_in_process(seed=3, kills=400))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES], ids=errno.errorcode.get)
-def test_a_refusal_leaves_the_old_state_and_says_what_to_do(code):
+def test_a_refusal_leaves_the_old_state_and_says_what_to_do(code, tally):
     """Every sixth operation here; all of them in the slow tests."""
-    show(f"refused with {errno.errorcode[code]}", enumeration.after_refusals((code,), every=6, go_on_every=3))
+    check(tally(f"simulated {errno.errorcode[code]}"), enumeration.after_refusals((code,), every=6, go_on_every=3))
 
 
-def test_no_bit_flip_is_silent():
-    show("bit flips", damage_at_rest.silent_damage(damage_at_rest.flips, 10_000))
+def test_no_bit_flip_is_silent(tally):
+    check(tally("bit flips of every state file"), damage_at_rest.silent_damage(damage_at_rest.flips, 10_000))
 
 
-def test_no_truncation_is_silent():
-    show("truncations", damage_at_rest.silent_damage(damage_at_rest.truncations, 1_000))
+def test_no_truncation_is_silent(tally):
+    check(tally("truncations of every state file"), damage_at_rest.silent_damage(damage_at_rest.truncations, 1_000))
 
 
 @pytest.mark.parametrize("name", sorted(checks.CHECKS))
@@ -60,23 +59,29 @@ def test_mutant_is_found(mutant):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_million_crashes():
-    show("crash or power cut", enumeration.after_crashes(4_500, seed=1, go_on_every=500))
+def test_a_million_crashes(tally):
+    check(
+        tally("simulated crash or power cut at every operation, many"),
+        enumeration.after_crashes(4_500, seed=1, go_on_every=500),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_much_damage_then_crashes():
-    show("damage, then crash", enumeration.after_damage_and_crash(per_operation=20, damages=300, seed=1))
+def test_much_damage_then_crashes(tally):
+    check(
+        tally("simulated damage, then a crash, many"),
+        enumeration.after_damage_and_crash(per_operation=20, damages=300, seed=1),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_every_refusal():
-    show("refused", enumeration.after_refusals())
+def test_every_refusal(tally):
+    check(tally("simulated ENOSPC, EIO, EDQUOT, EACCES at every operation"), enumeration.after_refusals())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_killed_many_times():
-    show("killed again and again", enumeration.crash_in_process(seed=4, kills=5_000))
+def test_killed_many_times(tally):
+    check(tally("simulated kills, again and again, many"), enumeration.crash_in_process(seed=4, kills=5_000))

@@ -27,12 +27,17 @@ def small_training(folder: str, num_epochs: int = 4) -> None:
 
 
 def command_line(words: list[str]) -> None:
-    """The product's own command line; every run has the same identity, so that files can be compared byte for byte."""
+    """The product's own command line; every run has the same identity, so that files can be compared byte for byte.
+
+    Prints whether worker processes took part.
+    """
     from returnn_hydra.cli import main
 
     uuid.uuid4 = lambda: uuid.UUID(int=7)
     sys.argv = ["run.py", *words]
     main()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("worker processes: " + ("yes" if children.ru_utime > 0 else "no"))
 
 
 def with_little_memory(words: list[str], extra_bytes: int) -> None:
