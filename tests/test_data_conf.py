@@ -1,6 +1,7 @@
 """Data of every kind by the command line: sources, orders, batches, workers, and what happens when data are bad."""
 
 import gzip
+import itertools
 import json
 import math
 import re
@@ -86,6 +87,89 @@ def test_order_partition_chunks_and_filters_are_the_same_for_any_number_of_worke
     assert all(count < frames for count in counts)
     statistics = [line["statistics"] for line in records("none")]
     assert [line["num_filtered"] for line in statistics] == [len(corpus) - len(kept)] * 2
+
+
+@pytest.fixture
+def train_loader(command, corpus, monkeypatch):
+    """What the words make of the training data."""
+
+    def make(*words):
+        loaders = {}
+
+        def describe(name, loader):
+            loaders[name] = loader
+            return []
+
+        monkeypatch.setattr("returnn_hydra.tasks.inspect.describe", describe)
+        assert command("task=inspect", *DATA, "name=look", *words) == 0
+        return loaders["train"]
+
+    return make
+
+
+def _lengths(loader, epoch=1):
+    return [loader.dataset.seq_lengths("data")[piece.indices].tolist() for piece in loader.batches(epoch)]
+
+
+def test_packed_batch_size(train_loader):
+    batches = _lengths(train_loader("datasets.train.packed_batch_size=40", "batch_size=null", "max_seqs=null"))
+    assert len(batches) > 1
+    assert all(sum(batch) <= 40 for batch in batches)
+    assert all(sum(batch) + following[0] > 40 for batch, following in itertools.pairwise(batches))
+
+
+def test_buckets(train_loader):
+    loader = train_loader("datasets.train.buckets=[[8,3],[16,2]]")
+    assert {(max(batch) > 8, len(batch)) for batch in _lengths(loader)} <= {
+        (False, 3),
+        (True, 2),
+        (False, 1),
+        (True, 1),
+    }
+    lengths = loader.dataset.seq_lengths("data")
+    assert loader.statistics(1)["num_skipped"] == np.count_nonzero(lengths > 16)
+    assert sorted(length for batch in _lengths(loader) for length in batch) == sorted(lengths[lengths <= 16])
+
+
+def test_keep_epochs_and_shuffling_in_blocks(train_loader):
+    kept = train_loader("datasets.train.seq_ordering=random", "datasets.train.keep_epochs=2", "batch_size=40")
+    assert _lengths(kept, 1) == _lengths(kept, 2) != _lengths(kept, 3)
+    plain = _lengths(train_loader("batch_size=40"))
+    for block, size in (("4", 4), ("true", len(plain)), ("false", 1)):
+        found = _lengths(train_loader("batch_size=40", f"datasets.train.shuffle_batches={block}"))
+        assert (found != plain) == (size > 1)
+        for start in range(0, len(plain), size):
+            assert sorted(found[start : start + size]) == sorted(plain[start : start + size])
+
+
+def test_prefetch(train_loader):
+    assert train_loader("datasets.train.prefetch=1").prefetch == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("packed_batch_size=0", "packed_batch_size=0: expected a whole number from 1"),
+        ("packed_batch_size={dta: 5}", "no stream 'dta'"),
+        ("buckets=[[0,3]]", "expected pairs [longest length, sequences] of numbers from 1"),
+        ("buckets=[100,8]", "expected pairs [longest length, sequences] of numbers from 1"),
+        ("keep_epochs=0", "keep_epochs=0: must be at least 1"),
+        ("keep_epochs=few", "keep_epochs"),
+        ("prefetch=-1", "prefetch=-1: expected"),
+        ("num_workers=-1", "num_workers=-1"),
+        ("shuffle_batches=often", "shuffle_batches='often': expected true, false, or a number"),
+        ("min_seq_length=short", "min_seq_length='short': expected a whole number"),
+        ("max_seq_length={dta: 5}", "no stream 'dta'"),
+        ("chunking=a:b", "chunking='a:b': expected size"),
+        ("min_chunk_size=-1", "min_chunk_size=-1: expected a whole number"),
+        ("on_too_long=drop", "on_too_long='drop': expected alone, skip or error"),
+    ],
+)
+def test_wrong_values_end_with_exit_code_2(command, corpus, capsys, word, message):
+    assert command("task=inspect", *DATA, "name=look", f"datasets.train.{word}") == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "datasets.train" in shown
 
 
 def test_too_long_sequences_are_reported_once_per_epoch(command, corpus):
@@ -178,7 +262,8 @@ def test_lengths_that_do_not_add_up(command, corpus, tmp_path, capsys):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_nan_names_file_sequence_and_stream(command, corpus, tmp_path, capsys, num_workers):
     damage(tmp_path / "train.2.hdf", "data", "b-4", math.nan)
-    words = ("datasets.train.check_finite=true", f"datasets.train.num_workers={num_workers}")
+    workers = (f"datasets.train.num_workers={num_workers}", "datasets.train.source.cache=none")
+    words = ("datasets.train.check_finite=true", *workers)
     assert command(*TRAIN, *words) == 65
     message = capsys.readouterr().err
     assert re.search(r"train\.2\.hdf: sequence 'b-4', stream 'data': nan .*expected a finite number", message)
@@ -258,7 +343,7 @@ def test_every_source_is_in_the_documentation():
         if row.startswith("| `")
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    recipes = {"an4", "an4_test", "digits", "japanese_vowels"}
+    recipes = {"an4", "an4_test", "an4_text", "digits", "japanese_vowels"}
     choices = {path.stem for path in (root / "conf/datasets").glob("*.yaml")}
     assert named == {name for name in choices - recipes if not name.startswith("digits_")}
 

@@ -36,17 +36,26 @@ class DatasetConf:
     """Of the ordering; default: the run's seed."""
     partition_epoch: int = 1
     repeat_epoch: int = 1
+    keep_epochs: int = 1
+    """A random order is kept for this many passes over the corpus."""
     seq_list_filter: Any = None
     """Tags to use: a text file with one tag per line, or a list."""
     batch_size: Any = None
     max_seqs: Any = None
+    packed_batch_size: Any = None
+    """Most frames of a batch without padding."""
+    buckets: Any = None
+    """[[longest length, sequences], ...]: batches of like lengths, instead of batch_size and max_seqs."""
     min_seq_length: Any = None
     max_seq_length: Any = None
     chunking: Any = None
     min_chunk_size: Any = 0
     on_too_long: str = "alone"
-    shuffle_batches: bool = False
+    shuffle_batches: Any = False
+    """Yes or no; a number: only within so many in a row."""
     num_workers: int = 0
+    prefetch: int = 4
+    """Batches that are read ahead."""
     check_finite: bool = False
 
 

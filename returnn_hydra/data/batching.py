@@ -25,6 +25,11 @@ PerStream = int | Mapping[str, int] | None
 """One number for every stream with a time axis, or by stream."""
 UNLIMITED = 2**62
 BLOCK = 1 << 20
+LEAST = {
+    "batch_size": 1, "packed_batch_size": 1, "max_seqs": 1, "min_seq_length": 0, "max_seq_length": 0,
+    "min_chunk_size": 0,
+}  # fmt: skip
+"""Smallest value of the options that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,16 @@ class Batching:
     that it fits into, and a full bucket is a batch. Longer sequences are skipped, or an error by `on_too_long`."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "packed_batch_size", "max_seqs"):
+        for name, least in LEAST.items():
             for value in _values(getattr(self, name)):
-                if (
-                    not isinstance(value, int)
-                    or isinstance(value, bool)
-                    or (value < 1 and (name, value) != ("max_seqs", -1))
-                ):
-                    raise ValueError(f"{name}={getattr(self, name)!r}: expected a whole number from 1")
+                if type(value) is not int or (value < least and (name, value) != ("max_seqs", -1)):
+                    raise ValueError(f"{name}={getattr(self, name)!r}: expected a whole number from {least}")
         if self.on_too_long not in ("alone", "skip", "error"):
             raise ValueError(f"on_too_long={self.on_too_long!r}: expected alone, skip or error")
-        if self.buckets is not None and not all(length > 0 and num_seqs > 0 for length, num_seqs in self.buckets):
-            raise ValueError(f"buckets={self.buckets!r}: expected pairs (longest length, sequences)")
+        if self.buckets is not None and not _are_pairs(self.buckets):
+            raise ValueError(f"buckets={self.buckets!r}: expected pairs [longest length, sequences] of numbers from 1")
+        if not isinstance(self.shuffle_batches, int) or self.shuffle_batches < 0:
+            raise ValueError(f"shuffle_batches={self.shuffle_batches!r}: expected true, false, or a number of batches")
         parse_chunking(self.chunking)
 
     def check_streams(self, names: Sequence[str]) -> None:
@@ -339,6 +342,13 @@ def _values(option: Any) -> list[Any]:
     if option is None or callable(option):
         return []
     return list(option.values()) if isinstance(option, Mapping) else [option]
+
+
+def _are_pairs(buckets: Any) -> bool:
+    if not isinstance(buckets, Sequence) or not buckets:
+        return False
+    pairs = [pair for pair in buckets if isinstance(pair, Sequence) and len(pair) == 2]
+    return len(pairs) == len(buckets) and all(type(value) is int and value > 0 for pair in pairs for value in pair)
 
 
 def _by_stream(option: PerStream, lengths: Mapping[str, Any], option_name: str = "limit") -> Mapping[str, int]:

@@ -177,5 +177,5 @@ class Loader:
             batches = replace(batches, report=report)
         block = self.batching.shuffle_batches
         if block or self.order.shuffles_batches(epoch, num_seqs):
-            batches = batches.shuffled(self.order.batch_rng(epoch), None if block in (True, False) else int(block))
+            batches = batches.shuffled(self.order.batch_rng(epoch), None if isinstance(block, bool) else block)
         return batches

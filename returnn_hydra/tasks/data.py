@@ -93,10 +93,13 @@ def build_loader(
             seed=seed if conf["seed"] is None else conf["seed"],
             partition_epoch=conf["partition_epoch"],
             repeat_epoch=conf["repeat_epoch"],
+            keep_epochs=conf["keep_epochs"],
         )
         batching = Batching(
             batch_size=conf["batch_size"],
             max_seqs=conf["max_seqs"],
+            packed_batch_size=conf["packed_batch_size"],
+            buckets=conf["buckets"],
             min_seq_length=conf["min_seq_length"],
             max_seq_length=conf["max_seq_length"],
             chunking=conf["chunking"],
@@ -104,16 +107,16 @@ def build_loader(
             on_too_long=conf["on_too_long"],
             shuffle_batches=conf["shuffle_batches"],
         )
+        options = {**surroundings, **{name: conf[name] for name in ("num_workers", "prefetch", "check_finite")}}
+        if getattr(source, "is_rank_part", False):  # the files were dealt to the ranks already
+            options |= {"rank": 0, "world_size": 1}
+        if isinstance(source, Dataset) and knows_lengths(source, specs):
+            return Loader(source, specs, order, batching, **options)
+        if isinstance(source, Dataset):
+            source = DatasetStream(source, order)
+        elif order != SeqOrder(seed=order.seed):
+            raise ValueError(f"seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
+        options.pop("equal_batches", None)
+        return StreamLoader(source, specs, batching, **options)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    options = {**surroundings, "num_workers": conf["num_workers"], "check_finite": conf["check_finite"]}
-    if getattr(source, "is_rank_part", False):  # the files were dealt to the ranks already
-        options |= {"rank": 0, "world_size": 1}
-    if isinstance(source, Dataset):
-        if knows_lengths(source, specs):
-            return Loader(source, specs, order, batching, **options)
-        source = DatasetStream(source, order)
-    elif conf["seq_ordering"] != "default" or conf["partition_epoch"] > 1 or conf["repeat_epoch"] > 1:
-        raise ConfigError(f"{path}.seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
-    options.pop("equal_batches", None)
-    return StreamLoader(source, specs, batching, **options)
