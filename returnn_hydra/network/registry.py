@@ -41,6 +41,21 @@ class LayerClass:
 
 
 _CLASSES: dict[str, LayerClass] = {}
+NOT_HERE: dict[str, str] = {
+    "kenlm": "the KenLM library is not called; task=search here takes n-gram models (search/)",
+    "twod_lstm": "there is no two-dimensional LSTM",
+    "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
+    "edit_distance_table": "use the loss 'expected_loss' with an edit distance, or 'edit_distance' behind the loop",
+    "optimal_completions": "use the loss 'expected_loss' with an edit distance",
+    "reshape": "use 'merge_dims' and 'split_dims'",
+    "unflatten_nd": "use 'split_dims'",
+    "fold": "use 'time_unchunking', the inverse of 'time_chunking'",
+    "rec_unstack": "make it the input of the rec layer ('from'), and read 'data:source'",
+    "random_state_init": "use 'random', whose state is that of the run",
+    "synthetic_gradient": "gradients always come from the loss",
+    "tikhonov_regularization": "use 'L2'",
+}
+"""Layer classes of RETURNN that public networks use now and then, and what to do without them."""
 
 
 def register_layer(
@@ -66,6 +81,8 @@ def layer_class(name: object, where: str) -> LayerClass:
     """
     if name not in _CLASSES:
         load_families()
+    if name in NOT_HERE:
+        raise NetworkError(f"{where}: layer class {name!r} is not supported: {NOT_HERE[name]}")
     if not isinstance(name, str) or name not in _CLASSES:
         raise NetworkError(f"{where}: layer class {name!r} is not supported{nearest(name, _CLASSES)}")
     return _CLASSES[name]

@@ -318,7 +318,7 @@ def test_batch_norm_in_evaluation(name: str, make_case: Any, cases: Any) -> None
 
 def test_accumulate_mean(make_case: Any, cases: Any) -> None:
     case = make_case("accumulate_mean")
-    old = cases.fill("l/mean", (3,))
+    old = cases.fill("l/mean_1", (3,))
     np.testing.assert_allclose(case.run().outputs["output"].raw.numpy(), old)
     case.model.train()
     np.testing.assert_allclose(case.run().outputs["output"].raw.numpy(), old)
@@ -326,7 +326,7 @@ def test_accumulate_mean(make_case: Any, cases: Any) -> None:
         [softmax(affine(x, lambda n, *s: cases.fill(n, s), "a", 3)) for x, _ in sequences(case)]
     )
     expected = old + 0.001 * (probabilities.mean(0) - old)
-    np.testing.assert_allclose(case.model.parameter("l/mean").numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(case.model.parameter("l/mean_1").numpy(), expected, rtol=1e-5)
 
 
 def test_unmask(make_case: Any) -> None:

@@ -165,3 +165,57 @@ def dot_attention(call: LayerCall, *, base: str, base_ctx: str, energy_factor: f
     if value_time is not time:
         weights = weights.relabelled(time, value_time)
     return dot_product(call, weights, values, [value_time], [value_time], [], [call.feature(values)])
+
+
+@register_layer("batch_softmax")
+def batch_softmax(call: LayerCall) -> NamedTensor:
+    """Softmax over all frames and features of a sequence together."""
+    x = call.x
+    time, feature = call.time(x), call.feature(x)
+    rest = [axis for axis in x.axes if axis not in (time, feature)]
+    energies = x.like(x.masked([time], -math.inf)).ordered([*rest, time, feature])
+    raw = torch.softmax(energies.raw.flatten(-2), -1).view(energies.raw.shape)
+    return energies.like(raw)
+
+
+@register_layer("gauss_window_attention", refs=("base",))
+def gauss_window_attention(
+    call: LayerCall,
+    *,
+    base: str,
+    window_size: int,
+    std: float = 1.0,
+    inner_size: int | None = None,
+    inner_size_step: float = 0.5,
+) -> NamedTensor:
+    """A weighted sum of the frames of `base` around the position in the input, weights of a normal distribution.
+
+    The window has a fixed number of frames around the rounded position; frames outside of the sequence count as its
+    first or last one. With `inner_size`, several positions around the given one: one result for each.
+    """
+    position, frames = call.x, call.layer(base)
+    time, feature = call.time(frames), call.feature(frames)
+    if position.feature is not None:
+        position = position.select(position.feature, 0)
+    beam = latest_beam([position, frames])
+    if beam is not None:
+        position, frames = to_beam(position, beam), to_beam(frames, beam)
+    rest = [axis for axis in frames.axes if axis not in (time, feature)]
+    places = position.expanded(rest)  # (N)
+    offsets = torch.arange(window_size, device=places.device) - window_size // 2
+    indices = places.round().long()[..., None] + offsets  # (N, W)
+    values = frames.expanded([*rest, time, feature])
+    last = torch.tensor(time.size)
+    if time.lengths is not None:
+        last = NamedTensor(time.lengths, time.over).expanded(rest)[..., None]
+    clipped = torch.minimum(indices.clamp(min=0), (last - 1).to(indices.device))
+    gathered = values.gather(-2, clipped[..., None].expand(*clipped.shape, feature.size))  # (N, W, F)
+    shifts = [i * inner_size_step - inner_size / 2 for i in range(inner_size)] if inner_size else [0.0]
+    centres = places[..., None] + torch.tensor(shifts, device=places.device)  # (N, I)
+    distances = centres[..., None] - indices[..., None, :]
+    weights = torch.exp(-distances.square() / (2 * std**2)) / (std * math.sqrt(2 * math.pi))  # (N, I, W)
+    raw = weights @ gathered
+    if not inner_size:
+        return NamedTensor(raw.squeeze(-2), (*rest, feature), feature=feature)
+    inner = Axis(f"{call.name}:inner", inner_size)
+    return NamedTensor(raw, (*rest, inner, feature), feature=feature)

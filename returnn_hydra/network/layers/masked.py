@@ -136,3 +136,13 @@ def unmask(call: LayerCall, *, mask: str, skip_initial: bool = False) -> NamedTe
     known = (index >= 0).reshape(*index.shape, *[1] * len(rest))
     raw = torch.where(known, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     return x.like(raw, [batch, time, *rest], time=time)
+
+
+@register_layer("remove")
+def remove(call: LayerCall, *, symbol: int, axis: Any = "T") -> NamedTensor:
+    """Class indices without one of them: (B, T) -> (B, M)."""
+    x = call.x
+    if x.sparse_dim is None:
+        raise call.error("needs class indices")
+    index = symbol + x.sparse_dim if symbol < 0 else symbol
+    return masked(call, x, NamedTensor(x.raw != index, x.axes), call.axis(x, axis))

@@ -203,7 +203,8 @@ def accumulate_mean(
     rest = [axis for axis in x.axes if axis not in over]
     if is_prob_distribution and initial_value is None:
         initial_value = 1.0 / rest[0].size
-    mean = call.param("mean", [a.size for a in rest], initial_value or 0.0, buffer=True)
+    # TensorFlow numbers the variable, as the mean of the batch has its name already
+    mean = call.param("mean_1", [a.size for a in rest], initial_value or 0.0, buffer=True)
     used = mean.clone()
     if call.train and not call.run.building:
         with torch.no_grad():

@@ -117,3 +117,54 @@ def complex_to_alternating_real(call: LayerCall) -> NamedTensor:
     moved = x.moved_last(feature)
     new = call.new_feature(2 * feature.size)
     return moved.dense(torch.view_as_real(moved.raw.resolve_conj()).flatten(-2), [*moved.axes[:-1], new], feature=new)
+
+
+@register_layer("istft")
+def istft(
+    call: LayerCall,
+    *,
+    frame_shift: int,
+    frame_size: int,
+    fft_size: int | None = None,
+    in_spatial_dims: Any = None,
+    out_spatial_dims: Any = None,
+    use_time_mask: bool = False,
+) -> NamedTensor:
+    """Samples from short-time spectra, the inverse of `stft`: (B, T', F), complex -> (B, T, 1).
+
+    The window is that with which the overlapping frames of a Hann window add up to the signal (Griffin, Lim 1984).
+    """
+    del in_spatial_dims, out_spatial_dims
+    x = call.x
+    time, feature, size = call.time(x), call.feature(x), fft_size or frame_size
+    if feature.size != size // 2 + 1:
+        raise call.error(f"needs {size // 2 + 1} bins for fft_size = {size}, but the input has {feature.size}")
+    if use_time_mask:
+        x = x.like(x.masked([time], 0))
+    rest = [axis for axis in x.axes if axis not in (time, feature)]
+    spectra = x.ordered([*rest, time, feature]).raw
+    frames = torch.fft.irfft(spectra, n=size)[..., :frame_size]
+    frames = torch.nn.functional.pad(frames, (0, frame_size - frames.shape[-1])) * _inverse_window(
+        frame_size, frame_shift, frames
+    )
+    count = time.size
+    length = (count - 1) * frame_shift + frame_size if count else 0
+    samples = torch.nn.functional.fold(
+        frames.reshape(-1, count, frame_size).transpose(1, 2), (1, length), (1, frame_size), stride=(1, frame_shift)
+    )
+
+    def change(n: torch.Tensor) -> torch.Tensor:
+        return torch.where(n > 0, (n - 1) * frame_shift + frame_size, 0)
+
+    new = time.with_lengths(("istft", frame_size, frame_shift), f"{call.name}:istft", length, change)
+    out = call.new_feature(1)
+    raw = samples.reshape(*[axis.size for axis in rest], length, 1)
+    return x.dense(raw, [*rest, new, out], feature=out, time=new)
+
+
+def _inverse_window(size: int, shift: int, like: torch.Tensor) -> torch.Tensor:
+    """The Hann window divided by the sum of the squares of all its shifted copies."""
+    window = torch.hann_window(size, periodic=True, dtype=like.dtype, device=like.device)
+    copies = -(-size // shift)
+    squares = torch.nn.functional.pad(window.square(), (0, copies * shift - size)).reshape(copies, shift).sum(0)
+    return window / squares.repeat(copies)[:size]
