@@ -1,18 +1,18 @@
-"""Two processes on the CPU (gloo): the same training as one process that accumulates the two batches."""
+"""Several processes on the CPU (gloo): the same training as one process that accumulates their batches."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from returnn_hydra.engine.checkpoint import Checkpoint, CheckpointStore
+from returnn_hydra.engine.errors import StateReadError
+from returnn_hydra.engine.manifest import Manifest, Progress
+from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.engine.run_store import RunStore
+
 # six batches of 41 sequences: they come out even, so that no batch is cut in two
 WORDS = (
     "task=train",
@@ -23,96 +23,241 @@ WORDS = (
     "model.input_noise=0",
     "model.input_norm=false",
 )
+STEP = """
+import json as _json, os as _os
+import torch.distributed as _dist
+from dataclasses import replace as _replace
+from returnn_hydra.steps.cross_entropy import CrossEntropy as _CrossEntropy
+_RANK = int(_os.environ.get("RANK", "0"))
+_step = _CrossEntropy()
+_calls = 0
+"""
+SAME_PARAMETERS_AND_ONE_BAD_BATCH = """
+def train_step(model, batch):
+    global _calls
+    if not model.training:
+        return _step(model, batch)
+    found = [None] * _dist.get_world_size()
+    _dist.all_gather_object(found, [parameter.tolist() for parameter in model.parameters()])
+    if any(other != found[0] for other in found):
+        raise ValueError("the ranks' parameters differ")
+    losses = _step(model, batch)
+    _calls += 1
+    if _RANK == 1 and _calls == BAD:
+        losses["ce"] = _replace(losses["ce"], sum=losses["ce"].sum * float("nan"))
+    return losses
+"""
+WRITE_TAGS = """
+def train_step(model, batch):
+    if model.training:
+        with open(f"tags.{_os.environ.get('WORLD_SIZE', '1')}.{_RANK}", "a") as file:
+            print(_json.dumps([batch.epoch, list(batch.seq_tags)]), file=file)
+    return _step(model, batch)
+"""
+BATCH_NORM = """
+from torch import nn
+class model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(12), nn.Linear(12, 9)
+    def forward(self, features, lengths):
+        return self.linear(self.norm(features.transpose(1, 2)).transpose(1, 2)), lengths
+"""
 
 
-def torchrun(folder, *words, wait=True):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    process = subprocess.Popen(
-        [*program, str(ROOT / "run.py"), *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if wait:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    return process
+@pytest.fixture
+def torchrun(several_ranks, tmp_path, monkeypatch):
+    """Run in the test's folder; checks the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0, **options):
+        done = several_ranks(tmp_path, *words, **options)
+        assert done.exit == code, done.output
+        assert done.orphans == 0
+        return done.output
+
+    return run
 
 
-def scores(folder):
-    return [json.loads(line)["scores"] for line in (Path(folder) / "scores.jsonl").read_text().splitlines()]
+def scores(name):
+    return [json.loads(line)["scores"] for line in Path(f"outputs/{name}/scores.jsonl").read_text().splitlines()]
 
 
-def means(lines):
-    return [value["mean"] for line in lines for entries in line.values() for value in entries.values()]
+def values(name, key):
+    return [value[key] for entries in scores(name) for losses in entries.values() for value in losses.values()]
 
 
-def counts(lines):
-    return [value["count"] for line in lines for entries in line.values() for value in entries.values()]
+def rates(name):
+    return [json.loads(line)["learning_rate"] for line in Path(f"outputs/{name}/scores.jsonl").read_text().splitlines()]
 
 
-def model_of(folder):
-    return torch.load(Path(folder) / "checkpoints/model.002.pt", weights_only=True)["model"]
+def model_of(name, epoch=2):
+    return torch.load(Path(f"outputs/{name}/checkpoints/model.{epoch:03d}.pt"), weights_only=True)["model"]
 
 
-def test_two_ranks_are_one_process_that_accumulates(command, tmp_path):
-    assert command(*WORDS, "grad_accum_steps=2", "name=one") == 0
-    torchrun(tmp_path, *WORDS, "name=two")
-    one, two = scores("outputs/one"), scores("outputs/two")
-    assert counts(one) == counts(two)  # every sequence exactly once, in training and in evaluation
-    assert means(one) == pytest.approx(means(two), rel=1e-4)
-    first, second = model_of("outputs/one"), model_of("outputs/two")
-    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+def assert_same_training(one, two, epoch=2):
+    assert values(one, "count") == values(two, "count")  # every sequence exactly once, in training and in evaluation
+    assert values(one, "mean") == pytest.approx(values(two, "mean"), rel=1e-4)
+    assert rates(one) == rates(two)
+    first, second = model_of(one, epoch), model_of(two, epoch)
+    assert list(first) == list(second)
+    assert all(torch.allclose(first[name], second[name], atol=2e-5) for name in first)
+
+
+CLIPPED = ("max_grad_norm=0.05", "max_grad_value=0.02", "learning_rate_control=newbob", "num_epochs=4")
+
+
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_two_ranks_are_one_process_that_accumulates(command, torchrun, distributed):
+    assert command(*WORDS, *CLIPPED, "grad_accum_steps=2", "name=one") == 0
+    torchrun(*WORDS, *CLIPPED, f"distributed={distributed}", "name=two")
+    assert_same_training("one", "two", epoch=4)
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["one", "two"]
 
 
-@pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_then_resumes(tmp_path):
-    slow = (*WORDS, "num_epochs=400", "name=killed", "checkpoint_every.steps=5")
-    process = torchrun(tmp_path, *slow, wait=False)
-    scores_file = tmp_path / "outputs/killed/scores.jsonl"
-    until = time.monotonic() + 60
-    while not scores_file.is_file():
-        assert time.monotonic() < until
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "run.py" in child.cmdline()[-9]]
-    ranks = ranks or psutil.Process(process.pid).children()
-    started = time.monotonic()
-    os.kill(ranks[-1].pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert time.monotonic() - started < 15
-    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
-    epochs = len(scores(tmp_path / "outputs/killed"))
-    again = torchrun(tmp_path, *WORDS, f"num_epochs={epochs + 1}", "name=killed", "checkpoint_every.steps=5")
-    assert again.returncode == 0
-    whole = torchrun(tmp_path, *WORDS, f"num_epochs={epochs + 1}", "name=whole", "checkpoint_every.steps=5")
-    assert whole.returncode == 0
-    assert scores(tmp_path / "outputs/killed") == scores(tmp_path / "outputs/whole")
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_accumulation_on_every_rank(command, torchrun, distributed):
+    words = [*WORDS, "max_seqs=21", "freeze=[output.weight]", "weight_decay_exclude=[output.bias]"]
+    assert command(*words, "grad_accum_steps=4", "name=one") == 0
+    torchrun(*words, "grad_accum_steps=2", f"distributed={distributed}", "name=two")
+    assert_same_training("one", "two")
+    start = torch.load("outputs/two/checkpoints/model.001.pt", weights_only=True)["model"]
+    assert torch.equal(start["output.weight"], model_of("two")["output.weight"])
 
 
-def test_batch_norm_with_evaluation(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n"
-        "class model(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.norm, self.linear = nn.BatchNorm1d(12), nn.Linear(12, 9)\n"
-        "    def forward(self, features, lengths):\n"
-        "        return self.linear(self.norm(features.transpose(1, 2)).transpose(1, 2)), lengths\n"
-    )
+def test_sharded_units_and_mixed_precision(torchrun):
+    words = [*WORDS, "amp=bfloat16", "optimizer=sgd"]
+    torchrun(*words, "name=whole")
+    torchrun(*words, "distributed=fsdp", "fsdp_units=[lstm]", "name=parts")
+    assert values("whole", "mean") == pytest.approx(values("parts", "mean"), rel=1e-3)
+
+
+def test_what_does_not_go_with_fsdp(command, torchrun, capsys):
+    assert command(*WORDS, "distributed=fsdp") == 2
+    assert "distributed=fsdp: needs several processes" in capsys.readouterr().err
+    assert command(*WORDS, "distributed=zero") == 2
+    assert "distributed" in capsys.readouterr().err
+    assert command(*WORDS, "fsdp_units=[lstm]") == 2
+    assert "fsdp_units: only distributed=fsdp" in capsys.readouterr().err
+    assert "ema.decay is only possible" in torchrun(*WORDS, "distributed=fsdp", "ema.decay=0.9", code=1)
+    assert "'lstn' matches no module" in torchrun(*WORDS, "distributed=fsdp", "fsdp_units=[lstn]", code=1)
+
+
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_batch_norm_with_evaluation(torchrun, distributed):
+    Path("mine.py").write_text(BATCH_NORM)
     words = [word for word in WORDS if not word.startswith("model.")]
-    torchrun(tmp_path, *words, "name=norm", "overrides=mine.py")
-    assert len(scores(tmp_path / "outputs/norm")) == 2
+    torchrun(*words, f"distributed={distributed}", "name=norm", "overrides=mine.py")
+    assert len(scores("norm")) == 2
 
 
-def test_another_number_of_ranks_is_refused(command, tmp_path, capsys):
+def test_a_checkpoint_of_fsdp_is_evaluated_by_one_process_and_by_two_and_starts_another(command, torchrun):
+    torchrun(*WORDS, "distributed=fsdp", "name=x")
+    evaluate = [*WORDS[1:], "name=x", "task=evaluate"]
+    assert command(*evaluate) == 0
+    file = Path("outputs/x/evaluation.002.json")
+    one = json.loads(file.read_text())["scores"]
+    assert one["eval"]["ce"]["mean"] == pytest.approx(scores("x")[-1]["eval"]["ce"]["mean"], rel=1e-5)
+    torchrun(*evaluate)
+    two = json.loads(file.read_text())["scores"]
+    for data, losses in one.items():
+        for loss, score in losses.items():
+            assert two[data][loss]["count"] == score["count"]
+            assert two[data][loss]["mean"] == pytest.approx(score["mean"], rel=1e-5)
+    file = "init_from=outputs/x/checkpoints/model.002.pt"
+    torchrun(*WORDS, "learning_rate=0", "num_epochs=1", "distributed=fsdp", file, "name=y")
+    first, again = model_of("x"), model_of("y", 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_gradient_noise_is_the_same_on_all_ranks(torchrun):
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "None"))
+    torchrun(*WORDS, "gradient_noise=0.1", "overrides=mine.py")
+
+
+def test_early_stopping_stops_all_ranks(torchrun):
+    words = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "learning_rate=0", "num_epochs=9"]
+    torchrun(*WORDS, *words, "name=x")
+    assert len(scores("x")) == 2
+
+
+def test_bad_numbers_of_one_rank_stop_all(torchrun):
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "4"))
+    output = torchrun(*WORDS, "overrides=mine.py", "name=x", code=1)
+    assert "rank 0: ERROR 76" in output
+    assert "rank 1: ERROR 76" in output
+    files = sorted(path.name for path in Path("outputs/x/bad_batches").iterdir())
+    assert files == ["epoch.002.batch.000000.pt", "epoch.002.batch.000000.rank1.pt"]
+
+
+@pytest.mark.parametrize("rule", ["skip", "rollback"])
+def test_bad_numbers_of_one_rank_are_left_out_by_all(torchrun, rule):
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "4"))
+    torchrun(*WORDS, "num_epochs=3", "overrides=mine.py", f"on_nonfinite={rule}", "name=x")
+    assert len(scores("x")) == 3
+
+
+def test_one_decision_about_bad_parameters(torchrun):
+    words = ["learning_rate=1e38", "optimizer=sgd", "distributed=fsdp"]
+    output = torchrun(*WORDS, *words, code=1)
+    assert "rank 1: ERROR 76" in output
+    assert "ERROR 69" not in output
+
+
+def test_another_number_of_ranks_is_refused(command, torchrun):
     assert command(*WORDS, "num_epochs=1", "name=x") == 0
-    process = torchrun(tmp_path, *WORDS, "name=x", wait=False)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "world_size: 1 -> 2" in output
+    assert "world_size: 1 -> 2" in torchrun(*WORDS, "name=x", code=1)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_ranks(torchrun, command, num_ranks):
+    Path("mine.py").write_text(STEP + WRITE_TAGS)
+    words = [*WORDS, "max_seqs=7", "overrides=mine.py", "checkpoint_every.steps=2", "name=x"]
+    torchrun(*words, code=1, fault={"kind": "raise", "place": "step", "rank": 1})
+    manifests = [json.loads(file.read_text()) for file in Path("outputs/x/checkpoints").glob("model.latest.*.json")]
+    assert {manifest["epoch"] for manifest in manifests} == {1}
+    done = max(manifest["batch"] for manifest in manifests)
+    words += ["allow_changed=[world_size]", "num_epochs=1"]
+    if num_ranks == 1:
+        assert command(*words) == 0
+    else:
+        assert "Epoch 1 was begun with 2 ranks: 3 get the rest" in torchrun(*words, num_ranks=3)
+    tags = Counter()
+    for rank in range(2):
+        lines = Path(f"tags.2.{rank}").read_text().splitlines()
+        tags.update(tag for line in lines[:done] for tag in json.loads(line)[1])
+    for rank in range(num_ranks):
+        lines = Path(f"tags.{num_ranks}.{rank}").read_text().splitlines()
+        tags.update(tag for line in lines for tag in json.loads(line)[1])
+    assert len(tags) == 243
+    assert set(tags.values()) == {1}
+    assert scores("x")[0]["train"]["ce"]["count"] == 243
+
+
+@pytest.mark.parametrize("task", ["forward", "search", "replay", "inspect"])
+def test_tasks_for_one_process_say_so(torchrun, task):
+    assert "this task runs in one process" in torchrun(f"task={task}", "name=x", code=1)
+
+
+def test_the_ranks_must_see_the_same_checkpoint(tmp_path):
+    class OtherRankSeesNothing(Ranks):
+        def gather(self, value):
+            return [value, None]
+
+    store = RunStore(tmp_path, ranks=OtherRankSeesNothing())
+    store.checkpoints = CheckpointStore(tmp_path)
+    checkpoint = Checkpoint(Manifest("model.003", "id", Progress(3, None, 9, 0.1), {}, {}), {}, None)
+    with pytest.raises(StateReadError, match=r"rank 0 finds model\.003, rank 1 finds no checkpoint"):
+        store._refuse_other_files(checkpoint)
+
+
+def test_epochs_of_streams_end_with_the_first_rank_that_has_no_more():
+    class OtherRankHasTwo(Ranks):
+        calls = 0
+
+        def smallest(self, value):
+            OtherRankHasTwo.calls += 1
+            return min(value, OtherRankHasTwo.calls <= 2)
+
+    assert list(OtherRankHasTwo().while_all_have(iter("abc"))) == ["a", "b"]
+    assert list(Ranks().while_all_have(iter("abc"))) == ["a", "b", "c"]
