@@ -19,7 +19,7 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import checked_streams, did_you_mean, specs_from_options
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.order import SeqOrder
-from returnn_hydra.data.reading import from_workers
+from returnn_hydra.data.reading import from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
 from returnn_hydra.data.views import Indices, WrappedDataset, as_array, renewed
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -154,7 +155,7 @@ def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator
 
 
 def own_generator(epoch: int) -> torch.Generator:
-    """What a DataLoader seeds its workers from: else it would draw from the numbers that the training step draws from."""
+    """What a DataLoader seeds its workers from, so that it leaves torch's own generator to the training step."""
     return torch.Generator().manual_seed(epoch)
 
 

@@ -16,7 +16,7 @@ from returnn_hydra.data.batches import Report
 from returnn_hydra.data.batching import Batching, Filler
 from returnn_hydra.data.collate import check_specs, collate
 from returnn_hydra.data.dataset import DataError, Examples
-from returnn_hydra.data.reading import ahead, from_workers
+from returnn_hydra.data.reading import ahead, from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
 
 

@@ -15,7 +15,7 @@ import torch
 
 from returnn_hydra.frontend.ambient import get_default_float_dtype
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.rand import static_generator
+from returnn_hydra.frontend.rand import fill_truncated_normal, static_generator
 from returnn_hydra.frontend.tensor import Tensor, torch_dtype
 
 _TRUNCATED_STDDEV = 0.87962566103423978
@@ -46,9 +46,7 @@ class Normal(ParamInit):
 def _normal(dims: Sequence[Dim], dtype: str, stddev: float, truncated: bool, device: Any) -> Tensor:
     raw = torch.empty([d.get_dim_value() for d in dims], dtype=torch_dtype(dtype), device=device)
     if truncated:
-        torch.nn.init.trunc_normal_(
-            raw, std=stddev, a=-2 * stddev, b=2 * stddev, generator=static_generator(raw.device)
-        )
+        fill_truncated_normal(raw, 0.0, stddev, -2 * stddev, 2 * stddev, static_generator(raw.device))
     else:
         raw.normal_(0.0, stddev, generator=static_generator(raw.device))
     return Tensor("init", dims=dims, dtype=dtype, raw_tensor=raw)

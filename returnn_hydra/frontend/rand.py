@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,9 +119,7 @@ def _sample(
         low = mean - 2 * stddev if minval is None else minval
         high = mean + 2 * stddev if maxval is None else maxval
         raw = torch.empty(shape, dtype=dtype, device=device)
-        return torch.nn.init.trunc_normal_(
-            raw, float(mean), float(stddev), float(low), float(high), generator=generator
-        )
+        return fill_truncated_normal(raw, float(mean), float(stddev), float(low), float(high), generator)
     if distribution == "bernoulli":
         return (torch.rand(shape, device=device, generator=generator) < mean).to(dtype)
     raise ValueError(f"random: unknown distribution '{distribution}': uniform, normal, truncated_normal, bernoulli")
@@ -134,6 +133,18 @@ def random_uniform(dims: Sequence[Dim], *, minval: Any = None, maxval: Any = Non
 def random_normal(dims: Sequence[Dim], *, mean: Any = 0.0, stddev: Any = 1.0, **options: Any) -> Tensor:
     """Normal."""
     return random(dims, distribution="normal", mean=mean, stddev=stddev, **options)
+
+
+def fill_truncated_normal(
+    raw: torch.Tensor, mean: float, stddev: float, low: float, high: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Normal, cut at low and high, in place: by the inverse of the distribution function, as RETURNN draws it.
+
+    torch.nn.init.trunc_normal_ draws other numbers since torch 2.13.
+    """
+    below, above = (math.erf((limit - mean) / (stddev * math.sqrt(2.0))) for limit in (low, high))
+    raw.uniform_(below, above, generator=generator)
+    return raw.erfinv_().mul_(stddev * math.sqrt(2.0)).add_(mean).clamp_(low, high)
 
 
 def random_truncated_normal(dims: Sequence[Dim], *, mean: Any = 0.0, stddev: Any = 1.0, **options: Any) -> Tensor:

@@ -83,15 +83,19 @@ def random_mask(
 ) -> Tensor:
     """Set min_num to max_num stripes of `mask_axis` to mask_value, the same ones over all of `broadcast_axis`.
 
-    The positions are drawn without replacement, the widths evenly from 1 to max_dims; stripes may overlap.
+    The positions are drawn without replacement, the widths evenly from 1 to max_dims; stripes may overlap. The numbers
+    are drawn in RETURNN's order: with the same seed, the same stripes.
     """
     shared = [broadcast_axis] if isinstance(broadcast_axis, Dim) else list(broadcast_axis)
     batch = [d for d in x.dims if d != mask_axis and d not in shared]
     shape = [d.get_dim_value() for d in batch]
     device = x.raw_tensor.device
     low, high = (_limit(v, batch, device) for v in (min_num, max_num))
-    count = (torch.rand(shape, device=device) * (high + 1 - low)).floor().long() + low
-    most = max_num_bound if max_num_bound is not None else int(torch.as_tensor(high).max())
+    if isinstance(low, int) and isinstance(high, int):
+        count = torch.randint(low, high + 1, shape, device=device)
+    else:
+        count = (torch.rand(shape, device=device) * (high + 1 - low)).floor().long() + low
+    most = max_num_bound if max_num_bound is not None else int(count.max())
     size = mask_axis.get_dim_value()
     most = min(most, size)
     if most <= 0:

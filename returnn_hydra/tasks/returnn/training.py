@@ -126,7 +126,8 @@ def _trainer(
         model, updater = _next_model(session, recipe, stage, before)
         records, position = before.records, Position(stage.first)
     step = recipe.train_step()
-    callbacks: dict[str, Callback] = {"progress": Progress(recipe, step), "seeds": EpochSeeds(session.seed)}
+    seeds = EpochSeeds(session.seed, values.get("torch_dataloader_opts") or {})
+    callbacks: dict[str, Callback] = {"progress": Progress(recipe, step), "seeds": seeds}
     if session.ranks.is_first:
         callbacks["log"] = LogLines()
     if session.ranks.is_first and values.get("use_tensorboard"):
