@@ -346,7 +346,7 @@ def _describe(
     number: int, norm: Tensor, losses: Mapping[str, Loss], bad: Sequence[str], seq_tags: Sequence[str], ending: str
 ) -> str:
     """The message of bad numbers; `bad`: the parameters whose gradients are not finite."""
-    values = {name: float(loss.mean) for name, loss in losses.items()}
+    values = {name: float(loss.mean.detach()) for name, loss in losses.items()}
     return (
         f"update {number}: gradient norm {float(norm)}, losses {values}; "
         f"bad gradients in {', '.join(bad[:5]) or 'no parameter'}{' ...' if len(bad) > 5 else ''}; "

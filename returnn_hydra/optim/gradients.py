@@ -71,13 +71,24 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     """The p-norm of all elements together, a scalar tensor (0 without gradients)."""
     if not gradients:
         return torch.zeros(())
+    if _is_alike(gradients):  # what get_total_norm does then, without sorting them into groups
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients), norm_type)), norm_type)
     norm = torch.nn.utils.get_total_norm(gradients, norm_type)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _is_alike(gradients: Sequence[Tensor]) -> bool:
+    """Plain tensors on one device with one type."""
+    first = gradients[0]
+    return all(type(g) is Tensor and g.dtype == first.dtype and g.device == first.device for g in gradients)
 
 
 def limit_norm(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
     """Scale in place by max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_ does."""
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if gradients and _is_alike(gradients):
+        torch._foreach_mul_(list(gradients), factor.to(gradients[0].device, gradients[0].dtype))
+        return
     for gradient in gradients:
         gradient.mul_(factor.to(gradient.device, gradient.dtype))
 
