@@ -129,6 +129,9 @@ def test_buckets(train_loader):
     lengths = loader.dataset.seq_lengths("data")
     assert loader.statistics(1)["num_skipped"] == np.count_nonzero(lengths > 16)
     assert sorted(length for batch in _lengths(loader) for length in batch) == sorted(lengths[lengths <= 16])
+    mixed = train_loader("datasets.train.buckets=[[8,3],[16,2]]", "datasets.train.random_bucket_prob=0.9")
+    assert any(min(batch) <= 8 < max(batch) for batch in _lengths(mixed))
+    assert _lengths(mixed) == _lengths(mixed) != _lengths(mixed, 2)
 
 
 def test_keep_epochs_and_shuffling_in_blocks(train_loader):
@@ -153,6 +156,7 @@ def test_prefetch(train_loader):
         ("packed_batch_size={dta: 5}", "no stream 'dta'"),
         ("buckets=[[0,3]]", "expected pairs [longest length, sequences] of numbers from 1"),
         ("buckets=[100,8]", "expected pairs [longest length, sequences] of numbers from 1"),
+        ("random_bucket_prob=0.5", "random_bucket_prob=0.5: expected 0 to 1, together with buckets"),
         ("keep_epochs=0", "keep_epochs=0: must be at least 1"),
         ("keep_epochs=few", "keep_epochs"),
         ("prefetch=-1", "prefetch=-1: expected"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import RandomState
 
 from returnn_hydra.data.batches import Batches, Report
 from returnn_hydra.data.callables import by_name
@@ -61,6 +62,8 @@ class Batching:
     buckets: Sequence[tuple[int, int]] | None = None
     """Instead of `batch_size` and `max_seqs`: (longest length, sequences) of each bucket. A sequence goes to the first
     that it fits into, and a full bucket is a batch. Longer sequences are skipped, or an error by `on_too_long`."""
+    random_bucket_prob: float = 0.0
+    """With this probability a sequence goes to any of the buckets that it fits into instead."""
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -71,6 +74,8 @@ class Batching:
             raise ValueError(f"on_too_long={self.on_too_long!r}: expected alone, skip or error")
         if self.buckets is not None and not _are_pairs(self.buckets):
             raise ValueError(f"buckets={self.buckets!r}: expected pairs [longest length, sequences] of numbers from 1")
+        if not 0 <= self.random_bucket_prob <= 1 or (self.random_bucket_prob and self.buckets is None):
+            raise ValueError(f"random_bucket_prob={self.random_bucket_prob}: expected 0 to 1, together with buckets")
         if not isinstance(self.shuffle_batches, int) or self.shuffle_batches < 0:
             raise ValueError(f"shuffle_batches={self.shuffle_batches!r}: expected true, false, or a number of batches")
         parse_chunking(self.chunking)
@@ -112,13 +117,19 @@ class Batching:
         return most
 
     def make(
-        self, indices: np.ndarray, lengths: Lengths, epoch: int = 1, tag: Callable[[int], str] | None = None
+        self,
+        indices: np.ndarray,
+        lengths: Lengths,
+        epoch: int = 1,
+        tag: Callable[[int], str] | None = None,
+        rng: RandomState | None = None,
     ) -> Batches:
         """All batches of an epoch, in time linear in the number of sequences.
 
         Args:
             indices: (n,) the sequences in their order.
             tag: the name of a sequence, for errors.
+            rng: draws for `random_bucket_prob`.
 
         Raises:
             DataError: a sequence longer than `batch_size` with `on_too_long: error`; streams that chunk unevenly.
@@ -140,7 +151,7 @@ class Batching:
             report = replace(report, num_skipped=num_too_long)
         report = replace(report, num_too_long=num_too_long)
         if self.buckets is not None:
-            order, offsets = self._fill_buckets(next(iter(used.values())))
+            order, offsets = self._fill_buckets(next(iter(used.values())), rng or RandomState(epoch))
             entries = entries[order]
             starts, ends = ({k: v[order] for k, v in values.items()} for values in (starts, ends))
         else:
@@ -182,7 +193,7 @@ class Batching:
             yield 0
         yield count
 
-    def _fill_buckets(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fill_buckets(self, lengths: np.ndarray, rng: RandomState) -> tuple[np.ndarray, np.ndarray]:
         """Entries in the order in which the buckets fill, and where each batch begins."""
         assert self.buckets is not None
         buckets = sorted(tuple(bucket) for bucket in self.buckets)
@@ -191,6 +202,8 @@ class Batching:
         order: list[int] = []
         offsets = [0]
         for entry, bucket in enumerate(choice):
+            if self.random_bucket_prob and bucket < len(buckets) - 1 and rng.rand() < self.random_bucket_prob:
+                bucket = rng.randint(bucket, len(buckets))
             filling[bucket].append(entry)
             if len(filling[bucket]) == buckets[bucket][1]:
                 order += filling[bucket]

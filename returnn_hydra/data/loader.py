@@ -171,11 +171,12 @@ class Loader:
         if self.unique_seq_tags:
             tag_ids = np.unique(dataset.seq_tags(np.arange(num_seqs)), return_inverse=True)[1]
         indices = self.order.indices(epoch, sort_by, keep, tag_ids)
-        batches = self.batching.make(indices, lengths, epoch, lambda index: dataset.seq_tags([index])[0])
+        rng = self.order.batch_rng(epoch)
+        batches = self.batching.make(indices, lengths, epoch, lambda index: dataset.seq_tags([index])[0], rng)
         if keep is not None:
             report = replace(batches.report, num_filtered=int(np.count_nonzero(~keep)))
             batches = replace(batches, report=report)
         block = self.batching.shuffle_batches
         if block or self.order.shuffles_batches(epoch, num_seqs):
-            batches = batches.shuffled(self.order.batch_rng(epoch), None if isinstance(block, bool) else block)
+            batches = batches.shuffled(rng, None if isinstance(block, bool) else block)
         return batches

@@ -19,7 +19,7 @@ DYNAMIC = {
     ),
     "lambda *, seq_idx, **_: 2 if seq_idx < 5 else 4": lambda *, seq_idx, **_: 2 if seq_idx < 5 else 4,
 }
-CASES = [case for case in GOLDEN["torch_cases"] if "random_bucket_prob" not in case.get("torch_batching", {})]
+CASES = GOLDEN["torch_cases"]
 
 
 def lists(batches: Batches) -> list[list[int]]:
@@ -40,6 +40,7 @@ def test_returnn(case):
             options[name] = DYNAMIC[options[name]]
     if "torch_batching" in case:
         options["buckets"] = case["torch_batching"]["buckets"]
+        options["random_bucket_prob"] = case["torch_batching"].get("random_bucket_prob", 0.0)
     batching = Batching(**options)
     keep = batching.passes(lengths)
     indices = np.arange(len(lengths["data"])) if keep is None else np.nonzero(keep)[0]
@@ -47,7 +48,8 @@ def test_returnn(case):
         with pytest.raises(DataError, match="expected the same number"):
             batching.make(indices, lengths)
         return
-    batches = batching.make(indices, lengths)
+    rng = np.random.RandomState(case.get("torch_batching", {}).get("seed"))
+    batches = batching.make(indices, lengths, rng=rng)
     if "chunking" not in case:
         assert lists(batches) == case["batches"]
         return
@@ -58,6 +60,15 @@ def test_returnn(case):
             columns += [piece.starts.get(name, 0 * piece.indices), piece.ends.get(name, lens[piece.indices])]
         found.append(np.stack(columns, 1).tolist())
     assert found == case["batches"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["online_shuffle"], ids=lambda case: case["buffer_size"])
+def test_shuffling_in_blocks_is_that_of_returnn(case):
+    lengths = {name: np.array(lens) for name, lens in GOLDEN["seqs"][case["seqs"]].items()}
+    batching = Batching(batch_size=case["batch_size"], max_seqs=case["max_seqs"])
+    batches = batching.make(np.arange(len(lengths["data"])), lengths)
+    shuffled = batches.shuffled(np.random.RandomState(case["seed"]), case["buffer_size"])
+    assert [[f"seq-{i}" for i in batch] for batch in lists(shuffled)] == case["batches_tags"]
 
 
 def brute_force(lens, batch_size, max_seqs):
@@ -163,6 +174,8 @@ def test_chunking_forms():
         {"batch_size": 1.5},
         {"on_too_long": "drop"},
         {"buckets": [(0, 3)]},
+        {"random_bucket_prob": 2, "buckets": [(9, 3)]},
+        {"random_bucket_prob": 0.5},
     ],
 )
 def test_wrong_options(options):

@@ -60,6 +60,8 @@ def dataset_conf(session: Session, name: str, value: Any) -> dict[str, Any]:
     conf = {**dataclasses.asdict(DatasetConf()), **plan.conf()}
     conf["batch_size"] = batch_size(values, name)
     conf["max_seqs"] = values.get("max_seqs")
+    conf["packed_batch_size"] = values.get("packed_batch_size")
+    conf.update(buckets(values))
     for key in ("min_seq_length", "max_seq_length"):
         conf[key] = values.get(key) or None
     if name == "train" or not session.is_network:
@@ -89,9 +91,28 @@ def batch_size(values: Mapping[str, Any], name: str) -> Any:
     """
     special = values.get("batch_size_train" if name == "train" else "batch_size_dev")
     found = special if special is not None else values.get("batch_size")
-    if found is None and values.get("max_seqs") is None:
+    if found is None and not any(values.get(key) for key in ("max_seqs", "packed_batch_size", "torch_batching")):
         raise ConfigError("batch_size: neither batch_size nor max_seqs is set")
     return int(found) if isinstance(found, float) else found
+
+
+def buckets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `torch_batching` says of the batches.
+
+    Raises:
+        ConfigError: it is not RETURNN's BucketOrderingIterDataPipe over the lengths of `data`.
+    """
+    options = values.get("torch_batching")
+    if options is None:
+        return {}
+    known = {"class", "buckets", "length_key", "random_bucket_prob", "seed"}
+    expected = {"class": "BucketOrderingIterDataPipe", "length_key": "data"}
+    if options.keys() - known or any(options.get(key) != value for key, value in expected.items()):
+        raise ConfigError(
+            f"torch_batching={options!r}: expected the class BucketOrderingIterDataPipe with the length_key 'data' "
+            "and buckets"
+        )
+    return {"buckets": options.get("buckets"), "random_bucket_prob": float(options.get("random_bucket_prob", 0.0))}
 
 
 def loader(

@@ -279,6 +279,33 @@ eval_datasets = {"devtrain": {"class": "HDFDataset", "files": ["a.hdf"]}}
     assert rate == pytest.approx(0.01 / steps)
 
 
+BUCKETS = "torch_batching = {'class': 'BucketOrderingIterDataPipe', 'buckets': [(8, 2), (20, 3)], 'length_key': 'data'"
+
+
+@pytest.mark.parametrize(
+    ("line", "steps"),
+    [
+        (BUCKETS + "}", 3),  # 4 7, 10 13 11, 5 8
+        ("packed_batch_size = 20", 4),  # 4 7, 10, 13 5, 8 11
+        ("packed_batch_size = {'classes': 20}\nmax_seqs = 1", 7),
+    ],
+)
+def test_other_ways_to_make_batches(run, hdf, line, steps):
+    options = OPTIONS.replace("batch_size = 60\n", "")
+    text = f"num_epochs = 1\ntrain = {{'class': 'HDFDataset', 'files': ['a.hdf']}}\n{line}\n"
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + options + text)
+    run("my.config")
+    assert torch.load("net/model.001.pt", weights_only=True)["step"] == steps
+
+
+@pytest.mark.parametrize("change", [("'data'", "'classes'"), ("Ordering", "Sorting"), ("}", ", 'size': 3}")])
+def test_other_torch_batching_is_refused(run, hdf, change):
+    text = "train = {'class': 'HDFDataset', 'files': ['a.hdf']}\n" + (BUCKETS + "}\n").replace(*change)
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + text)
+    with pytest.raises(ConfigError, match=r"torch_batching=.*BucketOrderingIterDataPipe with the length_key 'data'"):
+        run("my.config")
+
+
 def test_config_classes_can_be_pickled(run, hdf):
     """A config's module stays under its name, so that workers find its functions."""
     Path("my.config").write_text(
