@@ -145,8 +145,10 @@ def test_keep_epochs_and_shuffling_in_blocks(train_loader):
             assert sorted(found[start : start + size]) == sorted(plain[start : start + size])
 
 
-def test_prefetch(train_loader):
+def test_prefetch(train_loader, command):
     assert train_loader("datasets.train.prefetch=1").prefetch == 1
+    assert command(*TRAIN, "num_epochs=1") == 0
+    assert command(*TRAIN, "datasets.train.prefetch=0", "datasets.dev.num_workers=1") == 0  # the same run goes on
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,8 @@ def fingerprint(config: Composed, world_size: int) -> dict[str, Any]:
     written = _flat(OmegaConf.to_container(config.unresolved, resolve=False))
     flat = _flat(config.values)
     flat = {key: written[key] if "${num_epochs}" in str(written.get(key)) else value for key, value in flat.items()}
-    ignored = ("datasets.eval", "datasets.extra", "datasets.train.num_workers", "datasets.dev.num_workers")
+    reading = [f"datasets.{name}.{key}" for name in ("train", "dev") for key in ("num_workers", "prefetch")]
+    ignored = ("datasets.eval", "datasets.extra", *reading)
     known = {
         key: value
         for key, value in flat.items()
