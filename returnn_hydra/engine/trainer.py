@@ -198,6 +198,9 @@ class Trainer:
             self.notify("on_step_end", batch, losses)
             if self.updater.at_boundary:
                 self.store.save_within_epoch(self)
+        if num_batches is None and self.ranks.size > 1 and not self.updater.at_boundary:
+            logger.warning("The last batches of a stream make no update: the ranks did not know that they were the last")
+            self.updater.forget()
         self.updater.end_epoch()
         self.read_numbers()
 

@@ -47,6 +47,20 @@ def train_step(model, batch):
         losses["ce"] = _replace(losses["ce"], sum=losses["ce"].sum * float("nan"))
     return losses
 """
+DEFERRED = """
+import returnn_hydra.engine.updater as _updater
+_init = _updater.Updater.__init__
+def _deferring(self, *arguments, **options):
+    _init(self, *arguments, **{**options, "defer_checks": True})
+_updater.Updater.__init__ = _deferring
+"""
+STREAM = (
+    "~datasets.train.source.part",
+    "datasets.train.source._target_=returnn_hydra.data.postprocessing.PostprocessingDataset",
+    "+datasets.train.source.dataset={_target_: returnn_hydra.data.embedded.japanese_vowels, part: train}",
+    "+datasets.train.source.map_seq={_target_: copy.copy, _partial_: true}",
+    "allow_targets=[copy.]",
+)
 WRITE_TAGS = """
 def train_step(model, batch):
     if model.training:
@@ -130,6 +144,19 @@ def test_sharded_units_and_mixed_precision(torchrun):
     torchrun(*words, "name=whole")
     torchrun(*words, "distributed=fsdp", "fsdp_units=[lstm]", "name=parts")
     assert values("whole", "mean") == pytest.approx(values("parts", "mean"), rel=1e-3)
+
+
+def test_sharded_gradients_with_a_loss_scale_and_checks_on_the_way(torchrun):
+    Path("mine.py").write_text(BATCH_NORM)
+    words = [word for word in WORDS if not word.startswith("model.")]
+    words += ["amp=float16", "max_grad_norm=0.05", "overrides=mine.py"]
+    torchrun(*words, "name=whole")
+    torchrun(*words, "distributed=fsdp", "name=parts")
+    assert values("whole", "mean") == pytest.approx(values("parts", "mean"), rel=1e-3)
+    Path("mine.py").write_text(DEFERRED)
+    torchrun(*WORDS, "max_grad_norm=0.05", "name=one")
+    torchrun(*WORDS, "max_grad_norm=0.05", "distributed=fsdp", "overrides=mine.py", "name=two")
+    assert values("one", "mean") == pytest.approx(values("two", "mean"), rel=1e-5)
 
 
 def test_what_does_not_go_with_fsdp(command, torchrun, capsys):
@@ -249,6 +276,15 @@ def test_the_ranks_must_see_the_same_checkpoint(tmp_path):
     checkpoint = Checkpoint(Manifest("model.003", "id", Progress(3, None, 9, 0.1), {}, {}), {}, None)
     with pytest.raises(StateReadError, match=r"rank 0 finds model\.003, rank 1 finds no checkpoint"):
         store._refuse_other_files(checkpoint)
+
+
+def test_a_stream_with_accumulation(torchrun):
+    """243 sequences, batches of 11: rank 0 has 12 batches, rank 1 has 11, and two make an update."""
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "None"))
+    words = [*WORDS, *STREAM, "max_seqs=11", "grad_accum_steps=2", "overrides=mine.py"]
+    output = torchrun(*words, "name=x")
+    assert "make no update" in output
+    assert [entries["train"]["ce"]["count"] for entries in scores("x")] == [242, 242]
 
 
 def test_epochs_of_streams_end_with_the_first_rank_that_has_no_more():
