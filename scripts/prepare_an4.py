@@ -41,7 +41,7 @@ NUM_MELS = 80
 FEATURE_SCALE = 2.5
 """About the standard deviation of the log-mel energies."""
 SPEEDS = (1.0, 0.9, 1.1)
-CHAR_ORDER, WORD_ORDER = 8, 3
+CHAR_ORDER, WORD_ORDER = 8, 5
 ENDINGS = (".flac", ".sph", ".wav")
 
 
