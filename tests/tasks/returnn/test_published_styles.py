@@ -1,0 +1,82 @@
+"""Network dicts as public setups write them, whole: train, stop, go on, forward, search."""
+
+import ast
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.data.hdf_writer import HDFWriter
+
+NETWORKS = Path(__file__).parent / "networks"
+SEARCH = ["attention_specaugment", "transformer_translation", "transducer_like", "raw_waveform"]
+FORWARD = ["hybrid_blstm", "ctc_conformer", "lm_lstm", "multi_task"]
+
+
+def write(name, streams, sequences):
+    with HDFWriter(f"{name}.hdf", streams) as writer:
+        for number, arrays in enumerate(sequences):
+            writer.write(f"seq-{number}", arrays)
+
+
+def labels_with_end(rng, size, least, most):
+    return np.append(rng.randint(1, size, rng.randint(least, most)), 0).astype("int32")
+
+
+def features_of(rng, labels, frames_per_label, dim):
+    """Every label as some frames that look like it."""
+    frames = np.repeat(labels, frames_per_label)
+    return (np.eye(dim)[frames] * 2 + 0.3 * rng.randn(len(frames), dim)).astype("float32")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """HDF files of every kind that the configs read."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(1)
+    speech = {"data": TensorSpec(dim=8), "classes": TensorSpec(dim=6, sparse=True)}
+    frames = {"data": TensorSpec(dim=8), "classes": TensorSpec(dim=5, sparse=True)}
+    for postfix, count in (("", 14), ("_dev", 4)):
+        texts = [labels_with_end(rng, 6, 2, 5) for _ in range(count)]
+        name = "train" if not postfix else "dev"
+        write(name, speech, [{"data": features_of(rng, text, 5, 8), "classes": text} for text in texts])
+        pairs = {"data": TensorSpec(dim=7, sparse=True), "classes": TensorSpec(dim=6, sparse=True)}
+        write(f"pairs{postfix}", pairs, [{"data": text + 1, "classes": text} for text in texts])
+        samples = {"data": TensorSpec(dim=1), "classes": TensorSpec(dim=6, sparse=True)}
+        waves = [np.concatenate([np.sin(np.arange(20) * (0.3 + 0.4 * label)) for label in text]) for text in texts]
+        rows = [{"data": wave[:, None].astype("float32"), "classes": t} for wave, t in zip(waves, texts, strict=True)]
+        write(f"samples{postfix}", samples, rows)
+        states = [rng.randint(0, 5, rng.randint(20, 50)).astype("int32") for _ in range(count)]
+        write(f"frames{postfix}", frames, [{"data": features_of(rng, s, 1, 8), "classes": s} for s in states])
+        extra = {"classes": TensorSpec(dim=3, sparse=True)}
+        write(f"extra{postfix}", extra, [{"classes": np.array([number % 3], "int32")} for number in range(count)])
+        words = [labels_with_end(rng, 12, 4, 9) for _ in range(count)]
+        lm = {"data": TensorSpec(dim=12, sparse=True), "delayed": TensorSpec(dim=12, sparse=True)}
+        delayed = [np.append([0], text[:-1]).astype("int32") for text in words]
+        rows = [{"data": w, "delayed": d} for w, d in zip(words, delayed, strict=True)]
+        write(f"lm{postfix}", lm, rows)
+
+
+@pytest.mark.parametrize("name", [*SEARCH, *FORWARD])
+def test_config(run, data, name):
+    """The score falls; a training that went on after a stop ends with the bits of a whole one."""
+    config = NETWORKS / f"{name}.config"
+    first = run(config, num_epochs=1)
+    last = run(config)
+    assert last < first
+    run(config, model="whole/network", learning_rate_file="whole/learning_rates")
+    newest = sorted(path.name for path in Path("net").glob("network.0*.pt"))[-1].replace(".opt", "")
+    models = [torch.load(f"{folder}/{newest}", weights_only=True)["model"] for folder in ("net", "whole")]
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+    if name in SEARCH:
+        assert run(config, task="search", search_output_file="found.py", search_output_file_format="py") == 4
+        found = ast.literal_eval(Path("found.py").read_text())
+        assert list(found) == [f"seq-{n}" for n in range(4)]
+    else:
+        assert run(config, task="forward", forward_data="dev", output_file="out.hdf") == 4
+        with h5py.File("out.hdf") as file:
+            assert np.isfinite(file["inputs"][:]).all() and len(file["inputs"]) > 6
+    assert run(config, task="eval", load_epoch=1) > 0
