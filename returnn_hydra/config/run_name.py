@@ -12,7 +12,7 @@ NOT_IN_NAME = frozenset(
     "task name run outputs data_folder overrides allow_targets device num_threads log_verbosity log_every num_epochs "
     "load_epoch forward_step forward_callback forward_data evaluate_data model_outputs search search_output "
     "replay_file callbacks keep_last keep_best keep_epochs score checkpoint_every stop_after "
-    "steal_lock allow_changed on_oom debug distributed_timeout "
+    "steal_lock allow_changed on_oom debug check_data distributed_timeout "
     "datasets model experiment returnn_config".split()
 )
 """Keys that don't change what is trained, and the groups that are in the name anyway."""

@@ -129,7 +129,7 @@ class Config:
     forward_data: str = "eval"
     evaluate_data: Any = None
     check_data: bool = False
-    """task=inspect reads everything: labels within their range, no NaN, no infinity."""
+    """task=inspect, and task=train before its first step, read everything: labels in range, no NaN, no infinity."""
     optimizer: Any = MISSING
     learning_rate: float = 1e-3
     learning_rate_control: Any = None

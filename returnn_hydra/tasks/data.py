@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.build import Builder
 from returnn_hydra.config.errors import ConfigError, nearest
+from returnn_hydra.data.batches import Piece
 from returnn_hydra.data.batching import Batching
 from returnn_hydra.data.dataset import Dataset
 from returnn_hydra.data.filter import FilterDataset
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.data.postprocessing import DatasetStream
+from returnn_hydra.data.reading import BatchReader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.data.streaming import StreamingDataset
+
+BLOCK = 256
+"""Sequences that are checked together."""
 
 
 def build_specs(builder: Builder, nodes: Mapping[str, Any], path: str) -> dict[str, TensorSpec]:
@@ -66,6 +73,21 @@ def build_source(
         key = "seq_list_filter_file" if isinstance(wanted, str) else "seq_tags"
         source = FilterDataset(source, **{key: wanted})
     return source
+
+
+def check_data(loader: Loader | StreamLoader) -> int:
+    """Read every sequence of epoch 1, used or not; returns how many. Streams of unknown length: what the epoch gives.
+
+    Raises:
+        DataError: the first thing that is wrong: tags, shapes, labels out of their range, NaN or infinity.
+    """
+    if isinstance(loader, StreamLoader):
+        return sum(collated.num_seqs for collated in loader.epoch(1))
+    reader = BatchReader(loader.dataset, loader.specs, check_finite=True)
+    num_seqs = len(loader.dataset.at_epoch(1))
+    for start in range(0, num_seqs, BLOCK):
+        reader.read((1, Piece(np.arange(start, min(start + BLOCK, num_seqs)))))
+    return num_seqs
 
 
 def knows_lengths(source: Dataset, specs: Mapping[str, TensorSpec]) -> bool:

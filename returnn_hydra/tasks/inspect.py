@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from returnn_hydra.data.batches import Piece
 from returnn_hydra.data.loader import Loader
-from returnn_hydra.data.reading import BatchReader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.log import RESULTS
 from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.data import check_data
 
 logger = logging.getLogger(__name__)
 NUM_SHOWN = 3
-BLOCK = 256
-"""Sequences that are checked together."""
 BAR = 40
 
 
@@ -33,7 +30,7 @@ def run(context: Context) -> None:
         if isinstance(loader, Loader) and (known := loader.dataset.at_epoch(1).order_lengths()) is not None:
             lengths[name] = np.asarray(known)
         if context.values["check_data"]:
-            logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check(loader))
+            logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check_data(loader))
     if lengths:
         file = context.folder.path / "inspect.png"
         draw(lengths, file)
@@ -64,21 +61,6 @@ def describe(name: str, loader: Loader | StreamLoader) -> list[str]:
         )
         lines += [f"  {warning}" for warning in statistics["warnings"]]
     return lines
-
-
-def check(loader: Loader | StreamLoader) -> int:
-    """Read every sequence of epoch 1, used or not; returns how many. Streams of unknown length: what the epoch gives.
-
-    Raises:
-        DataError: the first thing that is wrong: tags, shapes, labels out of their range, NaN or infinity.
-    """
-    if isinstance(loader, StreamLoader):
-        return sum(collated.num_seqs for collated in loader.epoch(1))
-    reader = BatchReader(loader.dataset, loader.specs, check_finite=True)
-    num_seqs = len(loader.dataset.at_epoch(1))
-    for start in range(0, num_seqs, BLOCK):
-        reader.read((1, Piece(np.arange(start, min(start + BLOCK, num_seqs)))))
-    return num_seqs
 
 
 def _size(loader: Loader | StreamLoader) -> str:

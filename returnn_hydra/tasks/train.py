@@ -7,6 +7,7 @@ import logging
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.data import check_data
 from returnn_hydra.tasks.parts import (
     build_callbacks,
     build_control,
@@ -27,6 +28,9 @@ def run(context: Context) -> float | None:
         raise ConfigError("datasets.train: task=train needs it")
     with context.lock(), open_store(context) as store:
         loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
+        if values["check_data"]:
+            for name, loader in loaders.items():
+                logger.info("%s: %d sequences checked, all are what they should be", name, check_data(loader))
         model = build_model(context)
         trainer = Trainer(
             model=model,
