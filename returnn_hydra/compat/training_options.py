@@ -44,8 +44,7 @@ def training_options(values: Values) -> dict[str, Any]:
         ours["log_verbosity"] = max(level) if isinstance(level, list | tuple) else level
     if (steps := values.get("accum_grad_multiple_step")) is not None:
         ours["grad_accum_steps"] = steps
-    if values.get("torch_amp"):
-        amp = values["torch_amp"]
+    if amp := values.get("torch_amp") or values.get("torch_amp_options"):
         ours["amp"] = amp["dtype"] if isinstance(amp, Mapping) else amp
     if values.get("stop_on_nonfinite_train_score") is False:
         ours["on_nonfinite"] = "skip"

@@ -42,9 +42,14 @@ class Ambient:
 ambient = Ambient()
 
 
-def behavior_at_least(version: int) -> bool:
-    """Whether the config asked for RETURNN's behaviour version `version` or a newer one."""
-    return ambient.behavior >= version
+def behavior_at_least(version: int, option: str | None = None) -> bool:
+    """Whether the config asked for RETURNN's behaviour version `version` or a newer one.
+
+    Args:
+        option: the config key that decides on its own, if it is set.
+    """
+    chosen = ambient.options.get(option) if option is not None else None
+    return ambient.behavior >= version if chosen is None else bool(chosen)
 
 
 @contextlib.contextmanager

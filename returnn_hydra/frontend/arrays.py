@@ -453,7 +453,7 @@ def window(
     """
     size = window_dim.get_dim_value()
     left, right = _window_sides(size, window_left, window_right)
-    masked = behavior_at_least(23) if use_mask is None else use_mask
+    masked = behavior_at_least(23, "rf_use_mask") if use_mask is None else use_mask
     if masked and spatial_dim.need_masking():
         source = source.copy_masked(0 if pad_value is None else pad_value, dims=[spatial_dim])
     number = source.get_axis_from_description(spatial_dim)

@@ -97,7 +97,7 @@ def _paddings(
             result.append((0, 0))
         else:
             total = (kernel - 1) * dilation
-            if stride > 1 and not behavior_at_least(24):
+            if stride > 1 and not behavior_at_least(24, "rf_use_consistent_same_padding"):
                 total = max((-(-size // stride) - 1) * stride + total + 1 - size, 0)
             result.append((total // 2, total - total // 2))
     return result
@@ -105,7 +105,7 @@ def _paddings(
 
 def _masked_input(source: Tensor, dims: Sequence[Dim], value: Any, use_mask: bool | None) -> Tensor:
     """Padding of the spatial dims set to `value`: by default from behaviour version 23 on."""
-    if behavior_at_least(23) if use_mask is None else use_mask:
+    if behavior_at_least(23, "rf_use_mask") if use_mask is None else use_mask:
         return source.copy_masked(value, dims=[d for d in dims if d.need_masking()])
     return source
 
@@ -466,7 +466,7 @@ def pool(
     pads, dilations = _as_list(padding, count), _as_list(dilation_rate, count)
     if mode not in ("max", "avg"):
         raise ValueError(f"pool: mode '{mode}' is none of max, avg")
-    masked = behavior_at_least(23) if use_mask is None else use_mask
+    masked = behavior_at_least(23, "rf_use_mask") if use_mask is None else use_mask
     batch = [d for d in source.dims if d not in ins]
     pooled = _pool_raw(source, batch, ins, mode, sizes, steps, pads, dilations, masked)
     new = make_conv_out_spatial_dims(ins, filter_size=sizes, padding=padding, strides=steps, dilation_rate=dilations)
@@ -498,7 +498,7 @@ def _pool_raw(
     if any(d != 1 for d in dilations):
         raise ValueError("pool: mode 'avg' has no dilation")
     inside = raw.new_ones([1, 1, *spatial])
-    if any(left != right for left, right in paddings) and behavior_at_least(24):
+    if any(left != right for left, right in paddings) and behavior_at_least(24, "rf_use_consistent_same_padding"):
         # Measured: from that version on uneven padding counts as zeros.
         return function(_pad_raw(raw, paddings, 0.0), sizes, stride=steps)
     total, share = (function(_pad_raw(part, paddings, 0.0), sizes, stride=steps) for part in (raw, inside))

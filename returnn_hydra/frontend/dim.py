@@ -325,7 +325,7 @@ class Dim:
         lengths = self.dyn_size_ext
         if lengths is None or lengths.raw_tensor is None:
             raise ValueError(f"{self}: neither a static size nor sequence lengths are known yet")
-        return int(lengths.raw_tensor.max()) if lengths.raw_tensor.numel() else 0
+        return int(lengths.raw_tensor.max()) if 0 not in lengths.raw_tensor.shape else 0
 
     def get_dim_value_tensor(self) -> int | Tensor:
         """The size as int, or the longest length as a scalar tensor."""

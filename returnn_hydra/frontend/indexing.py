@@ -204,7 +204,7 @@ def scatter(
     out_dim = indices.sparse_dim if out_dim is None else out_dim
     if not isinstance(out_dim, Dim):
         raise ValueError("scatter: needs out_dim (one dim), or indices with a sparse_dim")
-    use_mask = behavior_at_least(25) if use_mask is None else use_mask
+    use_mask = behavior_at_least(25, "rf_scatter_use_fixed_masking") if use_mask is None else use_mask
     neutral = {"sum": 0, "max": float("-inf"), "min": float("inf")}
     if mode not in neutral:
         raise ValueError(f"scatter: unknown mode '{mode}', known are {sorted([*neutral, *_SCATTER_BY_NAME])}")

@@ -197,7 +197,7 @@ def moments(
     """Mean and variance; the variance divides by (number of values - correction)."""
     axes = [axis] if isinstance(axis, Dim) else list(axis)
     # RETURNN masks the mean in any case below behaviour version 31 (measured).
-    mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(31))
+    mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(31, "rf_moments_use_fixed_masking"))
     deviation = combine_bc(x, "squared_difference", mean, dim_order=x.dims)
     variance = reduce_mean(deviation, axis=axes, use_mask=use_mask)
     if isinstance(correction, Tensor) or correction != 0:

@@ -40,7 +40,7 @@ def stft(
     fft_length = frame_length if fft_length is None else fft_length
     window_length = frame_length - frame_length % 2 if window_enforce_even else frame_length
     extent = frame_length if window_use_frame_length else fft_length
-    if behavior_at_least(23) if use_mask is None else use_mask:
+    if behavior_at_least(23, "rf_use_mask") if use_mask is None else use_mask:
         x = x.copy_masked(0, dims=[in_spatial_dim] if in_spatial_dim.need_masking() else [])
     rest = [d for d in x.dims if d != in_spatial_dim]
     raw = x.copy_compatible_to_dims_raw([*rest, in_spatial_dim])

@@ -6,9 +6,6 @@ import sys
 import pytest
 
 from returnn_hydra.compat.import_hook import RETURNN_NAMES, returnn_imports
-from returnn_hydra.compat.returnn_session import returnn_session
-from returnn_hydra.compat.shim.config import Config
-from returnn_hydra.config.errors import ConfigError
 
 IMPORTS = {
     "returnn.tensor": ["Tensor", "Dim", "batch_dim", "single_step_dim", "TensorDict"],
@@ -42,6 +39,24 @@ IMPORTS = {
     "returnn.datasets": ["init_dataset", "Dataset"],
     "returnn.datasets.hdf": ["SimpleHDFWriter", "HDFDataset"],
     "returnn.datasets.util.vocabulary": ["Vocabulary", "BytePairEncoding"],
+    "tensorflow": ["shape", "nn", "math", "random"],
+    "tensorflow.compat.v1": ["shape", "while_loop"],
+    "returnn.tf.compat": ["v1"],
+    "returnn.tf.compat.v1": ["shape"],
+    "returnn.tf.util.basic": ["where_bc", "safe_log", "nd_indices", "tile_transposed"],
+    "returnn.tf.util.data": ["Data", "Dim", "SpatialDim", "FeatureDim", "batch_dim", "DimensionTag"],
+    "returnn.tf.network": ["TFNetwork"],
+    "returnn.tf.layers.base": ["LayerBase"],
+    "returnn.pretrain": ["WrapEpochValue"],
+    "TFUtil": ["where_bc"],
+    "returnn.torch.engine": ["Engine", "TrainCtx", "get_global_engine"],
+    "returnn.torch.util.diagnose_gpu": ["diagnose_no_gpu", "print_available_devices"],
+    "returnn.torch.data.tensor_utils": ["tensor_dict_numpy_to_torch_"],
+    "returnn.torch.data.extern_data": ["extern_data_template_from_config_opts"],
+    "returnn.tensor.utils": ["tensor_dict_fill_random_numpy_"],
+    "returnn.datasets.postprocessing": ["LaplaceOrdering", "Sequential"],
+    "returnn.datasets.cached2": ["CachedDataset2"],
+    "returnn.__main__": ["main"],
 }
 
 
@@ -113,21 +128,6 @@ def test_an_error_inside_restores_too():
     assert not [name for name in sys.modules if name.split(".")[0] == "returnn"]
 
 
-def test_session_gives_config_and_behavior_version():
-    with returnn_session(Config({"behavior_version": 21, "batch_size": 7})):
-        from returnn.config import get_global_config
-        from returnn.util.basic import BehaviorVersion
-
-        assert BehaviorVersion.get() == 21
-        assert get_global_config().typed_value("batch_size") == 7
-    with returnn_session(Config()):
-        from returnn.util.basic import BehaviorVersion
-
-        assert BehaviorVersion.get() == 16, "what RETURNN's frontend uses without a version"
-    with pytest.raises(ConfigError, match="behavior_version=99"), returnn_session(Config({"behavior_version": 99})):
-        pass
-
-
 def test_simple_hdf_writer(tmp_path):
     import numpy as np
 
@@ -163,3 +163,59 @@ def test_numbers_dict_and_piecewise_linear():
     assert hms(3725) == "1:02:05"
     assert human_bytes_size(1536) == "1.5KB"
     assert model_epoch_from_filename("net/model.012.pt") == 12
+
+
+def test_vocabularies_have_returnns_methods():
+    with returnn_imports():
+        from returnn.datasets.util.vocabulary import CharacterTargets, Utf8ByteTargets, Vocabulary
+    vocab = Vocabulary.create_vocab(vocab_file=None, labels=["a", "b", "<s>"], unknown_label=None, bos_label=2)
+    assert vocab.get_seq("a b a") == [0, 1, 0] and vocab.get_seq_labels([0, 1]) == "a b"
+    assert (vocab.bos_label_id, vocab.eos_label_id, vocab.unknown_label_id, vocab.num_labels) == (2, None, None, 3)
+    assert vocab.label_to_id("b") == 1 and vocab.id_to_label(7, default="x") == "x" and not vocab.is_id_valid(3)
+    assert Utf8ByteTargets().get_seq("a\u00e4") == [97, 195, 164]
+    characters = CharacterTargets(None, labels=["a", "b", "@", " "])
+    assert characters.get_seq("ab c") == [0, 1, 3, 2] and characters.get_seq_labels([0, 1, 2]) == "ab@"
+    assert isinstance(characters, Vocabulary)
+
+
+def test_names_for_annotations_can_be_derived_from_but_not_made():
+    with returnn_imports():
+        from returnn.datasets.cached2 import CachedDataset2
+
+    class Mine(CachedDataset2):
+        pass
+
+    with pytest.raises(TypeError, match=r"Mine: .*CachedDataset2 is there for annotations"):
+        Mine()
+
+
+def test_random_values_for_templates():
+    import torch
+
+    with returnn_imports():
+        from returnn.tensor import Dim, Tensor, TensorDict, batch_dim
+        from returnn.tensor.utils import tensor_dict_fill_random_numpy_
+        from returnn.torch.data.tensor_utils import tensor_dict_numpy_to_torch_
+    time, labels = Dim(None, name="time"), Dim(5, name="labels")
+    data = TensorDict({"x": Tensor("x", dims=[batch_dim, time], dtype="int32", sparse_dim=labels)})
+    tensor_dict_fill_random_numpy_(data)
+    tensor_dict_numpy_to_torch_(data)
+    raw, lengths = data["x"].raw_tensor, time.dyn_size_ext.raw_tensor
+    assert isinstance(raw, torch.Tensor) and raw.shape == (len(lengths), int(lengths.max())) and raw.min() >= 0
+    assert raw.max() < 5
+
+
+def test_sequences_of_a_stream_in_bins():
+    import numpy as np
+
+    with returnn_imports():
+        from returnn.datasets.postprocessing import LaplaceOrdering, Sequential
+        from returnn.tensor import Dim, Tensor, TensorDict
+
+    def sequences(lengths, **_):
+        for length in lengths:
+            raw = np.zeros(length, dtype="float32")
+            yield TensorDict({"data": Tensor("data", dims=[Dim(None, name="t")], dtype="float32", raw_tensor=raw)})
+
+    both = Sequential(sequences, LaplaceOrdering(3))
+    assert [len(t["data"].raw_tensor) for t in both([5, 2, 9, 4, 7, 1], epoch=1)] == [2, 5, 9, 7, 4, 1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.dim import Dim, batch_dim
 from returnn_hydra.frontend.tensor import Tensor, dtype_name
 from returnn_hydra.frontend.tensor_dict import TensorDict
 
@@ -103,8 +103,7 @@ def _fill_sizes(dim: Dim, random: np.random.RandomState, shortest: int, longest:
     if dim.is_batch_dim():
         size = Tensor("batch", dims=[], dtype="int32", raw_tensor=np.array(_BATCH_SIZE, dtype="int32"))
     else:
-        assert dim.dyn_size_ext is not None
-        dims = dim.dyn_size_ext.dims
+        dims = (batch_dim,) if dim.dyn_size_ext is None else dim.dyn_size_ext.dims
         for other in dims:
             _fill_sizes(other, random, 1, _LONGEST)
         shape = [other.get_dim_value() for other in dims]

@@ -50,7 +50,9 @@ def specaugment(
         step = int(ctx.get_step_tensor().raw_tensor)
         reached = [int(step >= limit) for limit in steps]
     first, second, third = reached
-    per_seq = behavior_at_least(28) if num_masks_per_seq is None else num_masks_per_seq
+    per_seq = num_masks_per_seq
+    if per_seq is None:
+        per_seq = behavior_at_least(28, "rf_specaugment_num_masks_per_seq")
     lengths: Any = spatial_dim.get_dim_value()
     if per_seq and spatial_dim.need_masking():
         lengths = spatial_dim.get_size_tensor(device=x.device)

@@ -33,7 +33,7 @@ _default_out_dim = Dim(512, name="conformer-enc-default-out-dim")
 
 def conv_norm_use_mask_default() -> bool | None:
     """Whether the batch norm of the convolution leaves out padding: from behaviour version 29 on."""
-    return behavior_at_least(29)
+    return behavior_at_least(29, "rf_conformer_conv_norm_use_mask")
 
 
 def make_ff(*, out_dim: Dim, ff: Any, ff_dim: Any, ff_activation: Any, dropout: float) -> Any:

@@ -73,8 +73,8 @@ def dataset_conf(session: Session, name: str, value: Any) -> dict[str, Any]:
     shuffle = values.get("online_shuffle_batches")
     if name == "train" and shuffle:
         conf["shuffle_batches"] = shuffle["buffer_size"] if isinstance(shuffle, Mapping) else shuffle
-    if loader_options := values.get("torch_dataloader_opts"):
-        conf["num_workers"] = max(conf["num_workers"], loader_options.get("num_workers", 0))
+    wished = (values.get("torch_dataloader_opts") or {}).get("num_workers", 0), values.get("num_workers_per_gpu", 0)
+    conf["num_workers"] = max(conf["num_workers"], *wished)
     return conf
 
 

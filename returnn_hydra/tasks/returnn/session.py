@@ -24,10 +24,11 @@ from returnn_hydra.config.returnn_keys import KeyReport, check_keys, declared_ty
 from returnn_hydra.config.returnn_values import ReturnnConfig
 from returnn_hydra.engine.device import select_device
 from returnn_hydra.engine.ranks import Ranks
-from returnn_hydra.frontend.ambient import ambient_state
+from returnn_hydra.frontend.ambient import NEWEST_BEHAVIOR_VERSION, ambient_state
 from returnn_hydra.frontend.rand import set_random_seed
 
 DEFAULT_SEED = 42
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 logger = logging.getLogger(__name__)
 
 
@@ -44,11 +45,21 @@ class Session:
 
     def __post_init__(self) -> None:
         self.values = self.config.to_dict()
+        self._check_frontend_keys()
         local_rank = self.ranks.local_rank if self.ranks.size > 1 else None
         try:
             self.device = select_device(device_name(self.values.get("device") or "auto"), local_rank)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_frontend_keys(self) -> None:
+        version, dtype = self.values.get("behavior_version"), self.values.get("default_float_dtype")
+        if version is not None and not 0 <= version <= NEWEST_BEHAVIOR_VERSION:
+            raise ConfigError(f"behavior_version={version}: expected a number from 0 to {NEWEST_BEHAVIOR_VERSION}")
+        if dtype not in (None, *FLOAT_DTYPES):
+            raise ConfigError(f"default_float_dtype={dtype!r}: expected one of {', '.join(FLOAT_DTYPES)}")
+        if self.is_network and dtype not in (None, "float32"):
+            raise ConfigError(f"default_float_dtype={dtype!r}: a network dict computes with float32")
 
     @property
     def is_network(self) -> bool:
@@ -109,10 +120,15 @@ class Session:
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """`import returnn`, the global config and the frontend's defaults, while the config's functions run."""
-        version = self.values.get("behavior_version")
-        state = ambient_state(behavior_version=version, options=self.values, make_vocab=create_vocab)
-        with surroundings(self.config), state:
-            yield
+        version, dtype = self.values.get("behavior_version"), self.values.get("default_float_dtype") or "float32"
+        state = ambient_state(behavior_version=version, options=self.values, make_vocab=create_vocab, float_dtype=dtype)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            with surroundings(self.config), state:
+                yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

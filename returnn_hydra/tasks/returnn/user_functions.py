@@ -44,6 +44,7 @@ class UserFunctions:
         if self.templates is None:
             raise ConfigError("extern_data is missing: {stream: {dim, sparse, shape, ...}}")
         self.specs: dict[str, TensorSpec] = specs_of_templates(self.templates)
+        self.float_dtype: str | None = session.values.get("default_float_dtype")
 
     def files(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -69,7 +70,7 @@ class UserFunctions:
         return rule
 
     def train_step(self) -> RFTrainStep:
-        return RFTrainStep(self.session.function("train_step"), self.templates)
+        return RFTrainStep(self.session.function("train_step"), self.templates, float_dtype=self.float_dtype)
 
     def set_progress(self, train_step: RFTrainStep, model: nn.Module, epoch: int, step: int) -> None:
         train_step.global_step = step
@@ -95,7 +96,13 @@ class UserFunctions:
         """
         outputs = templates(self.session.values, "model_outputs")
         return RFForwardStep(
-            self.session.function(name), self.templates, outputs, step=step, epoch=epoch, run_ctx=run_ctx
+            self.session.function(name),
+            self.templates,
+            outputs,
+            step=step,
+            epoch=epoch,
+            float_dtype=self.float_dtype,
+            run_ctx=run_ctx,
         )
 
     def score_keys(self, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:

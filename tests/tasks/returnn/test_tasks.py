@@ -87,6 +87,9 @@ def test_other_tasks_are_refused(run, task, message):
         ("load", "nowhere/model.001.pt", "no such checkpoint"),
         ("torch_distributed", {"reduce_type": "param"}, "reduce_type=grad"),
         ("window", 5, "windows of frames"),
+        ("behavior_version", 99, "expected a number from 0 to"),
+        ("default_float_dtype", "double", "expected one of float16"),
+        ("torch_optimizer_step", "f", "optimizer's own step"),
         ("train", {"class": "Task12AXDatset"}, "did you mean 'Task12AXDataset'"),
         ("optimizer", {"class": "adma"}, "did you mean 'adam"),
     ],
@@ -147,3 +150,9 @@ def test_values_are_seen_while_the_file_is_read(tmp_path, monkeypatch):
     (tmp_path / "my.config").write_text("#!rnn.py\ntwice = 2 * config.int('number', 1)\nnumber = 3\n")
     session = open_session(["my.config"], values={"number": 21})
     assert session.values["twice"] == 42 and session.values["number"] == 21
+
+
+def test_default_float_dtype(run):
+    run("plain_torch.config", default_float_dtype="float64", **SMALL)
+    assert {value.dtype for value in parameters("net/model.001.pt").values()} == {torch.float64}
+    assert torch.get_default_dtype() == torch.float32
