@@ -84,7 +84,8 @@ class ShardedStep(ParallelStep):
         mesh = init_device_mesh(device.type, (ranks.size,))
         for unit in _units(model, units):
             fully_shard(unit, mesh=mesh)
-        self.module = fully_shard(_StepModule(model, train_step), mesh=mesh)
+        self.module = _StepModule(model, train_step)
+        fully_shard(self.module, mesh=mesh)
         self.ranks = ranks
         self._sharded = [module for module in self.module.modules() if isinstance(module, FSDPModule)]
 

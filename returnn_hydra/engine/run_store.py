@@ -34,6 +34,7 @@ from returnn_hydra.engine.saver import BackgroundSaver
 from returnn_hydra.engine.score_file import ScoreFile
 from returnn_hydra.engine.signals import StopRequest
 from returnn_hydra.engine.training_tensors import load_training_tensors, training_tensors
+from returnn_hydra.engine.whole_state import is_sharded
 
 if TYPE_CHECKING:
     from returnn_hydra.engine.trainer import Trainer
@@ -105,14 +106,14 @@ class RunStore:
         self.checkpoints.may_be_infinite = [
             name for name, buffer in trainer.model.named_buffers() if not bool(torch.isfinite(buffer).all())
         ]
-        own = self.checkpoints.load_newest(trainer.device) if self.resume else None
+        own = self.checkpoints.load_newest(_reading_device(trainer)) if self.resume else None
         self._refuse_other_files(own)
         if own is None:
             self._check_space(trainer)
         if own is not None:
             self._load(trainer, own, self.folder)
         elif self.resume_from is not None:
-            self._load(trainer, *self.resume_from.load(self.disk, trainer.device))
+            self._load(trainer, *self.resume_from.load(self.disk, _reading_device(trainer)))
             next_epoch = trainer.position.epoch + trainer.position.trained
             if next_epoch > trainer.num_epochs:
                 raise NoCheckpointError(
@@ -217,9 +218,9 @@ class RunStore:
         """
         self.saver.wait()
         self.ranks.broadcast(None)  # what the first rank has written is there
-        checkpoint, folder = self.checkpoints.load_newest(trainer.device), self.folder
+        checkpoint, folder = self.checkpoints.load_newest(_reading_device(trainer)), self.folder
         if checkpoint is None and self.resume_from is not None:
-            checkpoint, folder = self.resume_from.load(self.disk, trainer.device)
+            checkpoint, folder = self.resume_from.load(self.disk, _reading_device(trainer))
         if checkpoint is None:
             raise error
         trainer.start_epoch(checkpoint.progress.epoch)
@@ -339,6 +340,11 @@ class RunStore:
             "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
         }
         return Progress(trainer.position.epoch, batch, trainer.updater.step, float(rate), state)
+
+
+def _reading_device(trainer: Trainer) -> torch.device:
+    """Whole tensors may be too large for a device that has a part of each."""
+    return torch.device("cpu") if is_sharded(trainer.model) else trainer.device
 
 
 def read_records(folder: Path) -> list[EpochRecord]:

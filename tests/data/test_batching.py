@@ -205,6 +205,26 @@ def test_ranks(lens, world_size, batch_size):
             assert len(own) == 1 or max(own) * len(own) <= batch_size
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 30), max_size=60), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), max_size=3))
+def test_other_numbers_of_ranks_within_an_epoch(lens, stages):
+    """Whatever numbers of ranks train an epoch, one after the other: no sequence twice, none lost but as reported."""
+    batches = make(lens, batch_size=60)
+    seen, done, begun = [], [], 0
+    for num_ranks, more in [*stages, (2, None)]:
+        parts = [batches.deal_rest(done, rank, num_ranks) for rank in range(num_ranks)]
+        assert len({len(part) for part in parts}) == 1
+        assert all(len(part[index].indices) == 0 for part in parts for index in range(begun))
+        until = len(parts[0]) if more is None else min(begun + more, len(parts[0]))
+        seen += [int(i) for part in parts for index in range(begun, until) for i in part[index].indices]
+        done.append((num_ranks, until))
+        begun = until
+    assert len(set(seen)) == len(seen)
+    left_out = parts[0].report.num_left_out
+    assert left_out <= 1
+    assert left_out == 1 or sorted(seen) == list(range(len(lens)))
+
+
 def test_shuffling():
     batches = make(range(1, 101), batch_size=150)
     rng = np.random.RandomState(3)

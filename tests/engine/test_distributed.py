@@ -47,6 +47,11 @@ def train_step(model, batch):
         losses["ce"] = _replace(losses["ce"], sum=losses["ce"].sum * float("nan"))
     return losses
 """
+OTHER_RATE_ON_RANK_1 = """
+from returnn_hydra.optim.learning_rate_control import LearningRateControl as _Control
+_rate = _Control.learning_rate
+_Control.learning_rate = lambda self, epoch, history: _rate(self, epoch, history) * (1 + _RANK)
+"""
 DEFERRED = """
 import returnn_hydra.engine.updater as _updater
 _init = _updater.Updater.__init__
@@ -200,6 +205,12 @@ def test_a_checkpoint_of_fsdp_is_evaluated_by_one_process_and_by_two_and_starts_
 def test_gradient_noise_is_the_same_on_all_ranks(torchrun):
     Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "None"))
     torchrun(*WORDS, "gradient_noise=0.1", "overrides=mine.py")
+
+
+def test_the_first_rank_decides_the_learning_rate(torchrun):
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "None") + OTHER_RATE_ON_RANK_1)
+    torchrun(*WORDS, "learning_rate_control=constant", "overrides=mine.py", "name=x")
+    assert rates("x") == [0.01, 0.01]
 
 
 def test_early_stopping_stops_all_ranks(torchrun):
