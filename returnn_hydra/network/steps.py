@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from returnn_hydra.batch import Batch, Loss, Output
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.model import NetworkModel, NetworkResult
+from returnn_hydra.network.named_tensor import NamedTensor
 
 
 def train_step(model: NetworkModel, batch: Batch) -> dict[str, Loss]:
@@ -43,10 +44,16 @@ def search_step(model: NetworkModel, batch: Batch, layer: str = "output") -> lis
 def hypotheses_of(result: NetworkResult, layer: str = "output") -> list[list[Hypothesis]]:
     """The hypotheses of every sequence, best first: all of a beam, or the one that a `decide` layer left.
 
+    A layer with scores of classes, such as a softmax over frames, gives the best class of every frame.
+
     Raises:
-        NetworkError: the layer is no sequence of class indices.
+        NetworkError: the layer is no sequence of class indices or of scores.
     """
     value = result.outputs[layer].batch_major()
+    if value.feature is not None and value.sparse_dim is None and value.beam_axis is None:
+        rest = [axis for axis in value.axes if axis is not value.feature]
+        best = value.ordered([*rest, value.feature]).raw.argmax(-1)
+        value = NamedTensor(best, tuple(rest), sparse_dim=value.feature.size, time=value.time)
     time, beam = value.time_axis, value.beam_axis
     if value.sparse_dim is None or time is None or time.lengths is None or len(value.axes) > 3:
         raise NetworkError(f"search: layer {layer!r} with axes {list(value.axes)} is no sequence of class indices")

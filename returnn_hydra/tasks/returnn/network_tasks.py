@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def network_search(session: Session, recipe: NetworkDict) -> int:
             target.vocab if target is not None else None,
             formats=(file_format,),
             file=file,
-            num_best=options["class"] != "decide",
+            num_best=options["class"] != "decide" and _has_choice(model.net.layers),
         )
     except ValueError as error:
         raise ConfigError(f"search_output_file_format: {error}") from error
@@ -111,3 +112,10 @@ def network_search(session: Session, recipe: NetworkDict) -> int:
         return pack([[Hypothesis(hyp.labels, hyp.score) for hyp in hypotheses] for hypotheses in found])
 
     return _forward(session, recipe, name, value, start.epoch, model, step, output, order="corpus")
+
+
+def _has_choice(layers: Any) -> bool:
+    """Whether there is a search in the network, or in one inside of it."""
+    if not isinstance(layers, Mapping):
+        return False
+    return layers.get("class") == "choice" or any(_has_choice(part) for part in layers.values())

@@ -1,6 +1,7 @@
 """Network dicts as public setups write them, whole: train, stop, go on, forward, search."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import h5py
@@ -80,3 +81,31 @@ def test_config(run, data, name):
         with h5py.File("out.hdf") as file:
             assert np.isfinite(file["inputs"][:]).all() and len(file["inputs"]) > 6
     assert run(config, task="eval", load_epoch=1) > 0
+
+
+@pytest.mark.parametrize("units", [16, pytest.param(500, marks=pytest.mark.slow)])
+def test_blstm_of_the_documentation(run, data, monkeypatch, units):
+    """train, forward and search; both directions go through the fast LSTM."""
+    for name in ("train", "dev", "eval"):
+        shutil.copy("frames.hdf" if name == "train" else "frames_dev.hdf", f"{name}.hdf.new")
+        Path(f"{name}.hdf.new").replace(f"{name}.hdf")
+    text = (NETWORKS / "blstm_of_the_documentation.config").read_text()
+    Path("my.config").write_text(text.replace('"n_out": 500', f'"n_out": {units}'))
+    calls = []
+    lstm = torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda *given: calls.append(given) or lstm(*given))
+    first = run("my.config", num_epochs=1)
+    assert run("my.config") < first
+    assert len(calls) % 6 == 0 and len(calls) > 6 * 3 * 4  # never frame by frame
+    assert run("my.config", task="forward", output_file="posteriors.hdf") == 4
+    settings = {"search_output_file_format": "py"}
+    assert run("my.config", task="search", search_data="eval", search_output_file="found.py", **settings) == 4
+    found = ast.literal_eval(Path("found.py").read_text())
+    with h5py.File("posteriors.hdf") as file:
+        posteriors, lengths = file["inputs"][:], file["seqLengths"][:, 0]
+        tags = [tag.decode() for tag in file["seqTags"]]
+    np.testing.assert_allclose(posteriors.sum(1), 1.0, rtol=1e-4)
+    for tag, rows in zip(tags, np.split(posteriors, np.cumsum(lengths)[:-1]), strict=True):
+        assert found[tag] == rows.argmax(1).tolist()
+    assert run("my.config", task="search", search_data="eval", search_output_file="found.txt") == 4
+    assert len(Path("found.txt").read_text().splitlines()) == 4
