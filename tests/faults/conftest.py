@@ -1,4 +1,4 @@
-"""Makes the fault tools importable (`from faulttools.simulated_disk import SimulatedDisk`); prints a table at the end."""
+"""Makes the fault tools importable (`from faulttools.simulated_disk import ...`), and prints a table at the end."""
 
 import sys
 import uuid
