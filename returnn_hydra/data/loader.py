@@ -83,26 +83,39 @@ class Loader:
         if num_workers and not self.dataset.is_block_copy:
             self.dataset.share_memory()
         self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._dealt = lru_cache(maxsize=2)(self._deal)
+        self._shares = lru_cache(maxsize=2)(self._make_shares)
 
     def num_batches(self, epoch: int) -> int:
         """Batches of this rank in the epoch (counted from 1)."""
         return len(self.batches(epoch))
 
     def part_done(self, epoch: int, batch: int) -> float:
-        """The part of the epoch's sequences that comes before this batch: 0 .. 1."""
-        sizes = self.batches(epoch).sizes()
-        return float(sizes[:batch].sum() / sizes.sum()) if batch else 0.0
+        """The part of the epoch's sequences that comes before this batch: 0 .. 1, the same on all ranks."""
+        return float(self._shares(epoch)[batch])
 
     def batches(self, epoch: int) -> Batches:
         """The sequences of every batch of this rank in the epoch."""
-        begun, done = self._begun
-        if epoch == begun and done:
-            return self._plan(epoch).deal_rest(done, self.rank, self.world_size)
-        return self._plan(epoch).deal(self.rank, self.world_size, self.equal_batches)
+        return self._dealt(epoch, self.rank)
 
     def go_on(self, epoch: int, done: Sequence[Sequence[int]]) -> None:
         """This epoch was begun with other numbers of ranks: only what they left is dealt (see Batches.deal_rest)."""
         self._begun = (epoch, done)
+        self._dealt.cache_clear()
+        self._shares.cache_clear()
+
+    def _deal(self, epoch: int, rank: int) -> Batches:
+        begun, done = self._begun
+        if epoch == begun and done:
+            return self._plan(epoch).deal_rest(done, rank, self.world_size)
+        return self._plan(epoch).deal(rank, self.world_size, self.equal_batches)
+
+    def _make_shares(self, epoch: int) -> np.ndarray:
+        """(num_batches + 1,) part of the sequences in all ranks' batches before each batch."""
+        sizes = np.sum([self._deal(epoch, rank).sizes() for rank in range(self.world_size)], axis=0)
+        begun, done = self._begun
+        before = len(self._plan(epoch).indices) - sizes.sum() if epoch == begun and done else 0
+        return (np.concatenate([[0], np.cumsum(sizes)]) + before) / max(sizes.sum() + before, 1)
 
     def largest_batch(self, epoch: int) -> int | None:
         """The number of this rank's batch with the most frames, all streams together and with padding."""

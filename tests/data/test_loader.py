@@ -127,6 +127,25 @@ def test_ranks(world_size, batch_size, mode):
     assert parts[0].statistics(1)["num_left_out"] > 0 or len(tags) == 40
 
 
+def test_the_part_that_is_done_is_the_same_on_all_ranks():
+    def loader(rank=0, world_size=2):
+        return Loader(Corpus(), order=SeqOrder("random"), batching=Batching(50), rank=rank, world_size=world_size)
+
+    one = loader(world_size=1)
+    sizes = one.batches(1).sizes()
+    assert [one.part_done(1, i) for i in range(len(sizes) + 1)] == pytest.approx([*(np.cumsum(sizes) - sizes) / 40, 1])
+    two = [loader(0), loader(1)]
+    dealt = sum(part.batches(1).sizes() for part in two)
+    assert [two[1].part_done(1, i) for i in range(len(dealt))] == pytest.approx((np.cumsum(dealt) - dealt) / 40)
+    assert [two[0].part_done(1, i) for i in range(len(dealt))] == [two[1].part_done(1, i) for i in range(len(dealt))]
+    done = float(np.cumsum(dealt)[1] / 40)
+    for rest in (one, *two):
+        rest.go_on(1, [(2, 2)])
+    assert one.part_done(1, 2) == pytest.approx(done)
+    assert one.part_done(1, one.num_batches(1)) == 1
+    assert two[0].num_batches(1) == len(dealt)
+
+
 def test_partition_epoch_and_filter():
     corpus = Corpus()
     batching = Batching(max_seqs=3, min_seq_length=5)

@@ -213,6 +213,13 @@ def test_the_first_rank_decides_the_learning_rate(torchrun):
     assert rates("x") == [0.01, 0.01]
 
 
+def test_batches_of_other_sizes_have_the_same_learning_rate(torchrun):
+    """The learning rate follows the part of the epoch that is done."""
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "None"))
+    torchrun(*WORDS, "max_seqs=null", "batch_size=600", "overrides=mine.py", "name=x")
+    assert [entries["train"]["ce"]["count"] for entries in scores("x")] == [243, 243]
+
+
 def test_early_stopping_stops_all_ranks(torchrun):
     words = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "learning_rate=0", "num_epochs=9"]
     torchrun(*WORDS, *words, "name=x")
