@@ -26,6 +26,7 @@ FITTING = {
     "lstm_attention": ("attention", "joint_ctc_attention"),
     "lstm_lm": ("language_model",),
     "pyramidal_blstm": ("cross_entropy", "ctc"),
+    "time_conv_ctc": ("ctc",),
     "transducer": ("transducer",),
     "transformer": ("cross_entropy", "ctc"),
     "transformer_attention": ("attention", "joint_ctc_attention"),

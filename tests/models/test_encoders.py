@@ -11,6 +11,7 @@ from returnn_hydra.models.conformer import Conformer
 from returnn_hydra.models.conv_frontend import StridedConvFrontend, VGGFrontend
 from returnn_hydra.models.ctc_model import CTCModel
 from returnn_hydra.models.pyramidal_blstm import PyramidalBLSTM
+from returnn_hydra.models.time_conv_encoder import TimeConvEncoder
 from returnn_hydra.models.transformer_encoder import TransformerEncoder
 from returnn_hydra.nn.specaugment import SpecAugment
 
@@ -33,6 +34,8 @@ ENCODERS = {  # name: (constructor, frames that become one, in turn)
     "conformer": (lambda: Conformer(6, 5, kernel_size=5, **SMALL), [1]),
     "conformer 4": (lambda: Conformer(6, 5, kernel_size=3, subsampling=4, **SMALL), [2, 2]),
     "conformer layer norm": (lambda: Conformer(6, kernel_size=7, conv_norm="layer", positions="rotary", **SMALL), [1]),
+    "time conv": (lambda: TimeConvEncoder(6, 5, hidden_dim=4, strides=[2, 1, 3], kernel_size=5, dropout=0.1), [2, 3]),
+    "time conv without output layer": (lambda: TimeConvEncoder(6, hidden_dim=4, strides=[1], kernel_size=3), [1]),
     "ctc model": (lambda: CTCModel(PyramidalBLSTM(6, hidden_dim=3, reductions=[2]), num_labels=4, dropout=0.1), [2]),
     "chain": (
         lambda: Chain([SpecAugment(2, 3, 0.5, 1, 2), VGGFrontend(6, 4, [2], [2], [2]), BLSTM(4, 5, hidden_dim=3)]),
@@ -114,6 +117,7 @@ def test_every_parameter_gets_a_gradient(encoder_and_factors):
         (lambda: TransformerEncoder(6, positions="rotation", **SMALL), "expected one of sinusoidal, relative"),
         (lambda: Conformer(6, conv_norm="group", **SMALL), "expected one of batch, layer"),
         (lambda: Conformer(6, kernel_size=4, **SMALL), "odd"),
+        (lambda: TimeConvEncoder(6, kernel_size=4), "odd"),
         (lambda: Conformer(6, model_dim=10, num_heads=4), "even number of features per head"),
         (lambda: Conformer(6, positions="sinusoidal"), "expected one of none, relative, rotary"),
         (lambda: PyramidalBLSTM(6, reduction="mean", hidden_dim=2)(*padded_batch()), "expected concat or max"),
