@@ -1,8 +1,10 @@
 """How fast data comes: against RETURNN, against plain h5py, and with millions of sequences.
 
     python benchmarks/data.py --peer-python PATH_TO_A_PYTHON_WITH_RETURNN
+    python benchmarks/data.py --only padding --lengths AN4=FOLDER_OF_AN4 FSDD=FOLDER_OF_FSDD
 
-Times are CPU seconds of one process (user + system), the best of `--repeats`, the candidates taking turns.
+Times are CPU seconds (user + system) of a process and its workers, the candidates taking turns. Of `--repeats` runs the
+median of the ratios is shown, with the lowest and the highest: other work on the machine changes both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -86,6 +90,27 @@ def read_blocks(path: str) -> dict:
         return {"frames": len(file["inputs"]), "seconds": time.process_time() - start}
 
 
+def memory_of_workers(path: str, num_workers: int) -> dict:
+    """Resident memory of the processes while they read, and what of it the workers share with nobody."""
+    specs = {"data": TensorSpec(dim=1)}
+    batching = Batching(batch_size=1000)
+    loader = Loader(HDFDataset(path, cache="none"), specs, SeqOrder("random"), batching, num_workers=num_workers)
+    batches = loader.epoch(1)
+    for _ in range(300):
+        next(batches)
+    main = memory_mb("self")
+    workers = [memory_mb(str(process.pid)) for process in multiprocessing.active_children()]
+    batches.close()  # type: ignore[attr-defined]
+    return {"main": main, "workers": workers}
+
+
+def memory_mb(process: str) -> dict:
+    """Resident memory, and the private part of it."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
+    sizes = {name: int(value.split()[0]) / 1024 for name, value in fields.items()}
+    return {"rss": sizes["Rss"], "private": sizes["Private_Clean"] + sizes["Private_Dirty"]}
+
+
 def order_and_batches(num_seqs: int) -> dict:
     """Order and batches of one epoch, and the most memory."""
     lengths = np.random.RandomState(1).randint(50, 551, num_seqs)
@@ -150,14 +175,22 @@ def speed(result: dict) -> float:
     return result["frames"] / result["seconds"] / 1e6
 
 
-def best(results: list[dict], epochs: slice) -> float:
-    """The best epoch of the given ones, over all repeats."""
-    return max(speed(epoch) for result in results for epoch in result["epochs"][epochs])
+def best(result: dict, epochs: slice) -> float:
+    """The best of the given epochs of one run."""
+    return max(speed(epoch) for epoch in result["epochs"][epochs])
 
 
-def line(name: str, value: float, returnn: float | None, blocks: float) -> None:
-    ratio = f"{value / returnn:6.1f} x RETURNN" if returnn else ""
-    print(f"{name:44s} {value:7.2f} M frames per CPU-second  {value / blocks * 100:5.0f} % of h5py blocks {ratio}")
+def spread(values: list[float], unit: str) -> str:
+    """`5.1 x (4.8 to 5.6)`"""
+    return f"{statistics.median(values):6.1f} {unit} ({min(values):.1f} to {max(values):.1f})"
+
+
+def line(name: str, values: list[float], returnn: list[float], blocks: list[float]) -> None:
+    """One candidate: its speed, and its ratios to what ran in the same round."""
+    shares = [100 * value / block for value, block in zip(values, blocks, strict=True)]
+    ratios = [value / theirs for value, theirs in zip(values, returnn, strict=True)] if returnn else []
+    text = f"{name:50s} {statistics.median(values):6.2f} M frames/CPU-s {spread(shares, '% of h5py blocks')}"
+    print(text, spread(ratios, "x RETURNN") if ratios else "")
 
 
 def reading(folder: Path, arguments: argparse.Namespace) -> None:
@@ -173,10 +206,12 @@ def reading(folder: Path, arguments: argparse.Namespace) -> None:
     candidates = {
         "RETURNN": lambda: peer(arguments.peer_python, "read", theirs, "default"),
         "RETURNN, cache_byte_size=0": lambda: peer(arguments.peer_python, "read", theirs, "0"),
+        "RETURNN, our writer's file": lambda: peer(arguments.peer_python, "read", ours, "default"),
         "blocks": lambda: alone("blocks", theirs),
         "cache: ram": lambda: alone("read", theirs, "ram", "0"),
         "cache: none": lambda: alone("read", theirs, "none", "0"),
         "cache: ram, 2 workers": lambda: alone("read", theirs, "ram", "2"),
+        "cache: none, 2 workers": lambda: alone("read", theirs, "none", "2"),
         "our writer's file, cache: ram": lambda: alone("read", ours, "ram", "0"),
         "our writer's file, cache: none": lambda: alone("read", ours, "none", "0"),
         "our writer's file, blocks": lambda: alone("blocks", ours),
@@ -187,14 +222,15 @@ def reading(folder: Path, arguments: argparse.Namespace) -> None:
     for _ in range(arguments.repeats):
         for name, run in candidates.items():
             results[name].append(run())
-    blocks = max(map(speed, results.pop("blocks")))
-    own_blocks = max(map(speed, results.pop("our writer's file, blocks")))
-    returnn = max((best(results[name], slice(None)) for name in results if "RETURNN" in name), default=None)
+    blocks = [speed(result) for result in results.pop("blocks")]
+    own_blocks = [speed(result) for result in results.pop("our writer's file, blocks")]
+    same_file = [results[name] for name in ("RETURNN", "RETURNN, cache_byte_size=0") if name in results]
+    returnn = [max(best(run, slice(None)) for run in runs) for runs in zip(*same_file, strict=True)]
     line("h5py alone, blocks of 16384 frames", blocks, returnn, blocks)
     line("h5py alone, our writer's file", own_blocks, returnn, blocks)
     for name, runs in results.items():
-        line(f"{name}: first epoch", best(runs, slice(0, 1)), returnn, blocks)
-        line(f"{name}: later epochs", best(runs, slice(1, None)), returnn, blocks)
+        for text, epochs in {"first epoch": slice(0, 1), "later epochs": slice(1, None)}.items():
+            line(f"{name}: {text}", [best(run, epochs) for run in runs], returnn, blocks)
     memory = {name: runs[0]["peak_mb"] for name, runs in results.items() if "peak_mb" in runs[0]}
     print("largest resident memory (MB):", ", ".join(f"{name} {size:.0f}" for name, size in memory.items()))
 
@@ -216,6 +252,10 @@ def scale(folder: Path, arguments: argparse.Namespace) -> None:
     print(
         f"HDF of {facts['num_seqs']} sequences: opened in {facts['open']:.2f} s, tags {facts['tags']:.2f} s when needed"
     )
+    for num_workers in (1, 3):
+        found = alone("workers", str(folder / "many.hdf"), str(num_workers))
+        workers = ", ".join(f"{worker['rss']:.0f} MB ({worker['private']:.0f} its own)" for worker in found["workers"])
+        print(f"    resident memory with {num_workers} workers: main {found['main']['rss']:.0f} MB, workers {workers}")
 
 
 def audio_lengths(folder: Path) -> np.ndarray:
@@ -226,18 +266,22 @@ def audio_lengths(folder: Path) -> np.ndarray:
     return np.array([int(100 * soundfile.info(str(path)).duration) for path in files], np.int64)
 
 
-def padding(lengths_files: list[str]) -> None:
-    """How much of the batches is padding, by order."""
+def padding(lengths_files: list[str], epochs: int = 10) -> None:
+    """How much of the batches is padding, by order: the mean of some epochs. `sorted` is the best possible."""
     for entry in lengths_files:
         name, _, path = entry.partition("=")
         lengths = audio_lengths(Path(path))
-        limit = max(10 * int(lengths.mean()), int(lengths.max()))
-        shares = {}
-        for mode in ("random", "laplace:.200", "bucket:.200", "bucket", "sorted"):
-            batches = Batching(batch_size=limit).make(SeqOrder(mode).indices(1, lengths), {"data": lengths})
-            real, padded = batches.num_frames(lengths, "data")
-            shares[mode] = f"{mode} {(1 - real / padded) * 100:.1f} %"
-        print(f"padding, {name} ({len(lengths)} sequences, batch_size {limit}): {', '.join(shares.values())}")
+        for seqs in (10, 50):
+            limit = max(seqs * int(lengths.mean()), int(lengths.max()))
+            shares = []
+            for mode in ("random", "laplace:.200", "bucket:.200", "bucket", "sorted"):
+                real, padded = 0, 0
+                for epoch in range(1, epochs + 1):
+                    indices = SeqOrder(mode).indices(epoch, lengths)
+                    batches = Batching(batch_size=limit).make(indices, {"data": lengths})
+                    real, padded = np.add((real, padded), batches.num_frames(lengths, "data"))
+                shares.append(f"{mode} {(1 - real / padded) * 100:.1f} %")
+            print(f"padding, {name} ({len(lengths)} sequences, batch_size {limit}): {', '.join(shares)}")
 
 
 def main() -> None:
@@ -246,6 +290,7 @@ def main() -> None:
     parser.add_argument("--num-seqs", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lengths", nargs="*", default=[], help="NAME=FOLDER of wav or flac, for the padding")
+    parser.add_argument("--only", choices=("reading", "scale", "padding"), help="default: all")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -253,15 +298,19 @@ def main() -> None:
         parts = {
             "read": lambda: read_epochs(words[0], words[1], int(words[2])),
             "blocks": lambda: read_blocks(words[0]),
+            "workers": lambda: memory_of_workers(words[0], int(words[1])),
             "order": lambda: order_and_batches(int(words[0])),
             "open": lambda: open_many(words[0]),
         }
         print(json.dumps(parts[task]()))
         return
     with tempfile.TemporaryDirectory() as name:
-        reading(Path(name), arguments)
-        scale(Path(name), arguments)
-    padding(arguments.lengths)
+        if arguments.only in (None, "reading"):
+            reading(Path(name), arguments)
+        if arguments.only in (None, "scale"):
+            scale(Path(name), arguments)
+    if arguments.only in (None, "padding"):
+        padding(arguments.lengths)
 
 
 if __name__ == "__main__":

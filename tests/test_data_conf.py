@@ -96,7 +96,7 @@ def train_loader(command, corpus, monkeypatch):
     def make(*words):
         loaders = {}
 
-        def describe(name, loader):
+        def describe(name, loader, *facts):
             loaders[name] = loader
             return []
 
@@ -290,6 +290,29 @@ def test_inspect_finds_bad_values_before_any_training(command, corpus, tmp_path,
     shown = capsys.readouterr()
     assert "train: 30 sequences checked" in shown.out
     assert re.search(r"dev\.hdf: sequence 'd-2', stream 'data': inf ", shown.err)
+
+
+STREAM = ("datasets=postprocessing_stream", "data_folder=.", "extern_data.data.dim=4", "extern_data.classes.dim=3")
+
+
+@pytest.mark.parametrize(
+    ("most", "what"), [(200, "  epoch 1: 4 batches"), (2, "  the beginning of epoch 1: 3 batches")]
+)
+def test_inspect_reads_what_only_reading_tells(command, corpus, tmp_path, capsys, monkeypatch, most, what):
+    monkeypatch.setattr("returnn_hydra.tasks.inspect.MOST_BATCHES", most)
+    write(tmp_path / "train.hdf", corpus)
+    words = (*STREAM, "max_seqs=5", "datasets.train.max_seq_length=12", "name=look")
+    assert command("task=inspect", *words) == 0
+    shown = capsys.readouterr().out
+    kept = [len(streams["data"]) for streams in corpus.values() if len(streams["data"]) <= 12]
+    assert len(kept) == 18
+    assert what in shown
+    assert ("12 sequences left out by min_seq_length / max_seq_length" in shown) == (most == 200)
+    assert f"  lengths: {min(kept)} to " in shown
+    assert Path("outputs/look/inspect.png").is_file()
+    damage(tmp_path / "train.hdf", "data", "b-2", math.nan)
+    assert command("task=inspect", *words, "check_data=true") == 65
+    assert re.search(r"train\.hdf: sequence 'b-2', stream 'data': nan ", capsys.readouterr().err)
 
 
 def test_text_language_model(command, tmp_path):

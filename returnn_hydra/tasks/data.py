@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,9 @@ def check_data(loader: Loader | StreamLoader) -> int:
         DataError: the first thing that is wrong: tags, shapes, labels out of their range, NaN or infinity.
     """
     if isinstance(loader, StreamLoader):
-        return sum(collated.num_seqs for collated in loader.epoch(1))
+        checking = copy.copy(loader)
+        checking.check_finite = True
+        return sum(batch.num_seqs for batch in checking.epoch(1))
     reader = BatchReader(loader.dataset, loader.specs, check_finite=True)
     num_seqs = len(loader.dataset.at_epoch(1))
     for start in range(0, num_seqs, BLOCK):

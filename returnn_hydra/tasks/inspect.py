@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from returnn_hydra.tasks.data import check_data
 logger = logging.getLogger(__name__)
 NUM_SHOWN = 3
 BAR = 40
+MOST_BATCHES = 200
+"""Of a stream, whose lengths only reading tells, so many are read."""
 
 
 def run(context: Context) -> None:
@@ -25,10 +28,11 @@ def run(context: Context) -> None:
     lengths: dict[str, np.ndarray] = {}
     for name, conf in context.dataset_confs().items():
         loader = context.loader(name, conf)
-        for line in describe(name, loader):
+        found, what = read_lengths(loader)
+        for line in describe(name, loader, found, what):
             logger.log(RESULTS, line)
-        if isinstance(loader, Loader) and (known := loader.dataset.at_epoch(1).order_lengths()) is not None:
-            lengths[name] = np.asarray(known)
+        if len(found):
+            lengths[name] = found
         if context.values["check_data"]:
             logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check_data(loader))
     if lengths:
@@ -37,8 +41,30 @@ def run(context: Context) -> None:
         logger.log(RESULTS, "Lengths of the sequences: %s", file)
 
 
-def describe(name: str, loader: Loader | StreamLoader) -> list[str]:
-    """The data set's first batch, its lengths and its batches, as lines of text."""
+def read_lengths(loader: Loader | StreamLoader) -> tuple[np.ndarray, str]:
+    """Frames of the sequences, (n,), and which these are, in words: of a stream only the first ones are read."""
+    if isinstance(loader, Loader):
+        known = loader.dataset.at_epoch(1).order_lengths()
+        return np.asarray([] if known is None else known), "epoch 1"
+    main = next(
+        (name for name in ("data", *loader.specs) if name in loader.specs and loader.specs[name].has_time), None
+    )
+    batches = loader.epoch(1)
+    lengths: list[int] = []
+    for batch in itertools.islice(batches, MOST_BATCHES):
+        lengths += batch.lengths[main].tolist() if main else []
+    complete = next(batches, None) is None
+    batches.close()  # type: ignore[attr-defined]
+    return np.asarray(lengths), "epoch 1" if complete else "the beginning of epoch 1"
+
+
+def describe(name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what: str) -> list[str]:
+    """The data set's first batch, its lengths and its batches, as lines of text.
+
+    Args:
+        what: the part of the data that this is about, in words.
+    """
+    statistics = loader.statistics(1)
     lines = [f"{name}: {_size(loader)}"]
     batch = next(iter(loader.epoch(1)), None)
     if batch is None:
@@ -50,17 +76,13 @@ def describe(name: str, loader: Loader | StreamLoader) -> list[str]:
             values = np.asarray(part).ravel()[:8]
             shown = " ".join(f"{value:.3g}" if values.dtype.kind == "f" else str(value) for value in values)
             lines.append(f"    {stream} {tuple(np.shape(part))} {getattr(part, 'dtype', 'text')}: {shown} ...")
-    if isinstance(loader, Loader):
-        known = loader.dataset.at_epoch(1).order_lengths()
-        if known is not None and len(known):
-            lines += histogram(np.asarray(known))
-        statistics = loader.statistics(1)
-        lines.append(
-            f"  epoch 1: {statistics['num_batches']} batches, {statistics['num_seqs']} sequences, "
-            f"{statistics['num_frames']} frames, {100 * statistics['padding_fraction']:.1f}% padding"
-        )
-        lines += [f"  {warning}" for warning in statistics["warnings"]]
-    return lines
+    if len(lengths):
+        lines += histogram(lengths)
+    lines.append(
+        f"  {what}: {statistics['num_batches']} batches, {statistics['num_seqs']} sequences, "
+        f"{statistics['num_frames']} frames, {100 * statistics['padding_fraction']:.1f}% padding"
+    )
+    return [*lines, *(f"  {warning}" for warning in statistics["warnings"])]
 
 
 def _size(loader: Loader | StreamLoader) -> str:
