@@ -45,7 +45,7 @@ VARIANTS = {
     "1 worker": [*BLSTM, *MASKED, "datasets.train.num_workers=1"],
     "2 workers": [*BLSTM, *MASKED, "datasets.train.num_workers=2"],
     "all together": [*CONFORMER, *MASKED, *TOGETHER],
-    "long": [*BLSTM, "num_epochs=70"],
+    "long": [*BLSTM, "num_epochs=50"],
 }
 
 
@@ -75,7 +75,8 @@ class Runs:
         assert f"worker processes: {'yes' if has_workers else 'no'}" in done.output
 
     def run(self, name, **fault):
-        return self.zygote.run(COMMAND, {"words": [*self.words, f"name={name}"]}, self.parent / name, **fault)
+        arguments = {"words": [*self.words, f"name={name}"]}
+        return self.zygote.run(COMMAND, arguments, self.parent / name, limit=300, **fault)
 
     def result(self, name):
         folder = self.parent / name
