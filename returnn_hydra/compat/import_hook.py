@@ -13,6 +13,7 @@ import difflib
 import functools
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -89,6 +90,8 @@ RETURNN_NAMES: dict[str, str] = {
 """RETURNN's module -> ours. Modules that do not exist in this installation are reported when they are imported."""
 
 _PREFIXES = {"returnn.frontend.": f"{_FRONTEND}."}
+_STAND_INS = {"tree": f"{_SHIM}.tree"}
+"""Packages that come with RETURNN, and what stands for them where they are not installed."""
 _ROOTS = ("returnn", "tensorflow", "TFCompat", "TFUtil")
 """First parts of the names that the hook answers."""
 
@@ -207,6 +210,8 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
+        if name in _STAND_INS and importlib.machinery.PathFinder.find_spec(name) is None:
+            return ModuleSpec(name, _Loader(name, _STAND_INS[name]))
         root = name.partition(".")[0]
         if root not in _ROOTS or (root != "returnn" and _asked_by_a_library()):
             return None
@@ -261,4 +266,7 @@ def returnn_imports() -> Iterator[None]:
         sys.meta_path.remove(_finder)
         for name in _returnn_modules():
             del sys.modules[name]
+        for name in _STAND_INS:
+            if isinstance(sys.modules.get(name), _Facade):
+                del sys.modules[name]
         sys.modules.update(real)

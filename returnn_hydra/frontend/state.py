@@ -9,15 +9,12 @@ from returnn_hydra.frontend.tensor import Tensor
 
 
 class State(dict[str, Any]):
-    """A dict with attribute access; `State(x)` copies a dict, `State()` is empty."""
+    """A dict with attribute access; `State(x)` copies a dict (or pairs), `State()` is empty."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
-            super().__init__(args[0])
-        elif args:
+        if len(args) > 1 or (args and kwargs):
             raise TypeError(f"State: give one dict or keywords, not {args}")
-        else:
-            super().__init__(kwargs)
+        super().__init__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

@@ -219,3 +219,23 @@ def test_sequences_of_a_stream_in_bins():
 
     both = Sequential(sequences, LaplaceOrdering(3))
     assert [len(t["data"].raw_tensor) for t in both([5, 2, 9, 4, 7, 1], epoch=1)] == [2, 5, 9, 7, 4, 1]
+
+
+def test_tree_where_it_is_not_installed():
+    import torch
+
+    with returnn_imports():
+        import returnn.frontend as rf
+        import tree
+
+        state = rf.State(b=rf.State(h=torch.ones(2), c=torch.zeros(2)), a=[1, (2, 3)])
+        new = tree.map_structure(lambda x: x + 1, state)
+        assert isinstance(new, rf.State) and isinstance(new.b, rf.State) and new.a == [2, (3, 4)]
+        assert new.b.c.tolist() == [1.0, 1.0]
+        assert [path for path, _ in tree.flatten_with_path(new)] == [
+            ("a", 0), ("a", 1, 0), ("a", 1, 1), ("b", "c"), ("b", "h")
+        ]  # fmt: skip
+        assert tree.unflatten_as([0, {"x": 0}], [5, 6]) == [5, {"x": 6}]
+        with pytest.raises(ValueError, match="the structures differ"):
+            tree.map_structure(lambda x, y: x, [1, 2], [1, [2]])
+    assert importlib.util.find_spec("tree") is not None or "tree" not in sys.modules
