@@ -29,7 +29,7 @@ class RunLog:
         self._logger = logging.getLogger("returnn_hydra")
         self._logger.setLevel(LEVEL_OF_VERBOSITY.get(verbosity, logging.DEBUG))
         self._logger.propagate = False
-        self._handlers: list[logging.Handler] = [TerminalHandler()] if terminal else []
+        self._handlers: list[logging.Handler] = [TerminalHandler() if terminal else logging.NullHandler()]
         if file is not None:
             to_file = logging.FileHandler(file)
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

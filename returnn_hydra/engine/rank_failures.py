@@ -19,7 +19,7 @@ import torch.distributed as dist
 from returnn_hydra.engine.errors import LostRankError, last_line
 
 CONNECT_SECONDS = 300.0
-GRACE = 3.0
+GRACE = 2.0
 """Seconds that a rank has to say that it is alive, once a collective call has failed."""
 PAUSE = 0.02
 
