@@ -115,60 +115,83 @@ def as_text(infos: list[LayerInfo]) -> str:
     return "\n".join([*lines, f"{len(infos)} layers, {total} parameters"])
 
 
+COLOURS = ("white", "#e8f0fa", "#fdf0e0", "#e9f7e9")
+"""Of layers in the outer network, and in networks inside of it."""
+ROW, COLUMN = 0.75, 2.4
+"""Inches."""
+
+
 def draw(infos: list[LayerInfo], path: str | Path) -> None:
-    """Draw the graph, sources on the left, as SVG, PNG or PDF by the file's name."""
+    """Draw the graph, sources on top, as SVG, PNG or PDF by the file's name; previous frames as dashed arrows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = _columns(infos)
-    places = {}
-    for name, column in columns.items():
-        row = sum(1 for other, c in columns.items() if c == column and other in places)
-        places[name] = (float(column), -float(row))
-    width = 2.2 * (max(columns.values()) + 1) + 1
-    height = 0.8 * (max(-y for _, y in places.values()) + 1) + 1
-    figure = Figure(figsize=(width, height))
+    places = _places(infos)
+    xs, ys = [x for x, _ in places.values()], [y for _, y in places.values()]
+    figure = Figure(figsize=(COLUMN * (max(xs) - min(xs) + 1.2), ROW * (max(ys) - min(ys) + 1.5)))
     FigureCanvasAgg(figure)
     plot = figure.add_subplot()
     for info in infos:
         for source in dict.fromkeys(info.sources):
             _arrow(plot, places, source, info.path)
-    kinds = {info.path: info for info in infos}
+    layers = {info.path: info for info in infos}
     for name, (x, y) in places.items():
-        layer = kinds.get(name)
+        layer = layers.get(name)
         text = f"{name}\n{layer.cls} {layer.axes or ''}" if layer else name
-        plot.text(x, y, text, ha="center", va="center", fontsize=7, bbox={"boxstyle": "round", "facecolor": "white"})
-    plot.set_xlim(-0.6, max(columns.values()) + 0.6)
-    plot.set_ylim(min(y for _, y in places.values()) - 0.6, 0.6)
+        colour = COLOURS[min(layer.depth, len(COLOURS) - 1)] if layer else "#eeeeee"
+        box = {"boxstyle": "round", "facecolor": colour, "edgecolor": "0.3"}
+        plot.text(x, y, text, ha="center", va="center", fontsize=7, bbox=box)
+    plot.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
+    plot.set_ylim(max(ys) + 0.7, min(ys) - 0.7)
     plot.axis("off")
-    figure.savefig(path, bbox_inches="tight")
+    figure.savefig(path, bbox_inches="tight", dpi=110)
+
+
+def _places(infos: list[LayerInfo]) -> dict[str, tuple[float, float]]:
+    """(column, row) of every layer and stream: rows by the longest way, centred, in the order of their sources."""
+    ranks = _ranks(infos)
+    sources = {info.path: [s for s in info.sources if not s.startswith("prev:")] for info in infos}
+    places: dict[str, tuple[float, float]] = {}
+    for rank in range(max(ranks.values()) + 1):
+        row = [name for name in ranks if ranks[name] == rank]
+
+        def mean_of_sources(name: str) -> float:
+            known = [places[source][0] for source in sources.get(name, []) if source in places]
+            return sum(known) / len(known) if known else 0.0
+
+        row.sort(key=mean_of_sources)
+        for number, name in enumerate(row):
+            places[name] = (number - (len(row) - 1) / 2, float(rank))
+    return places
 
 
 def _arrow(plot: Any, places: dict[str, tuple[float, float]], source: str, target: str) -> None:
     recurrent = source.startswith("prev:")
-    start = places.get(source.removeprefix("prev:"))
-    if start is None:
+    start, end = places.get(source.removeprefix("prev:")), places[target]
+    if start is None or start == end:
         return
-    style = {"arrowstyle": "->", "color": "tab:orange" if recurrent else "0.6", "shrinkA": 18, "shrinkB": 18}
+    style: dict[str, Any] = {"arrowstyle": "->", "color": "0.55", "shrinkA": 12, "shrinkB": 13}
     if recurrent:
-        style |= {"linestyle": "dashed", "connectionstyle": "arc3,rad=0.3"}
-    plot.annotate("", xy=places[target], xytext=start, arrowprops=style)
+        style |= {"color": "tab:orange", "linestyle": "dashed", "connectionstyle": "arc3,rad=0.3"}
+    elif end[1] - start[1] > 1 and abs(end[0] - start[0]) < 0.6:  # around the layers between them
+        style["connectionstyle"] = f"arc3,rad={min(0.6, 1.2 / (end[1] - start[1]) + 0.15):.2f}"
+    plot.annotate("", xy=end, xytext=start, arrowprops=style)
 
 
-def _columns(infos: list[LayerInfo]) -> dict[str, int]:
+def _ranks(infos: list[LayerInfo]) -> dict[str, int]:
     """Longest way from a stream, previous frames left out."""
     by_path = {info.path: info for info in infos}
-    columns: dict[str, int] = {}
+    ranks: dict[str, int] = {}
 
-    def column(name: str, active: tuple[str, ...]) -> int:
-        if name in columns:
-            return columns[name]
+    def rank_of(name: str, active: tuple[str, ...]) -> int:
+        if name in ranks:
+            return ranks[name]
         info = by_path.get(name)
         inputs = [s for s in info.sources if not s.startswith("prev:") and s not in active] if info else []
-        result = 1 + max((column(s, (*active, name)) for s in inputs), default=-1)
-        columns[name] = result
+        result = 1 + max((rank_of(s, (*active, name)) for s in inputs), default=-1)
+        ranks[name] = result
         return result
 
     for info in infos:
-        column(info.path, ())
-    return columns
+        rank_of(info.path, ())
+    return ranks

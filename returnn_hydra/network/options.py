@@ -9,18 +9,21 @@ from returnn_hydra.network.errors import NetworkError, nearest
 from returnn_hydra.network.registry import LayerClass
 
 HANDLED = frozenset(
-    "class from n_out out_dim out_type target loss loss_scale loss_opts size_target L2 reuse_params name_scope "
-    "trainable initial_output is_output_layer only_on_search only_on_eval register_as_extern_data need_last "
-    "param_variational_noise param_dropout param_dropout_min_ndim batch_norm out_shape encapsulate".split()
+    "class from n_out out_dim out_type target loss loss_scale loss_opts L2 reuse_params name_scope "
+    "trainable custom_param_importer initial_output is_output_layer only_on_search only_on_eval need_last "
+    "register_as_extern_data param_variational_noise param_dropout param_dropout_min_ndim batch_norm".split()
 )
 """Options that the network treats itself."""
 DROPOUT = frozenset("dropout dropout_axis dropout_noise_shape dropout_on_forward".split())
 """On the concatenated input."""
 WITHOUT_EFFECT = frozenset(
-    "param_device collocate_with control_dependencies_on_output debug_print_layer_output back_prop name _name "
-    "custom_param_importer unroll".split()
+    "param_device collocate_with control_dependencies_on_output debug_print_layer_output name _name unroll "
+    "out_shape encapsulate".split()
 )
-"""Options that say where or how TensorFlow computes, or how a checkpoint is read; they change no value."""
+"""Options that say where or how TensorFlow computes, or what RETURNN checks; they change no value.
+
+The list is in docs/returnn.md, too.
+"""
 
 
 def check_options(options: Mapping[str, Any], known: LayerClass, where: str) -> None:

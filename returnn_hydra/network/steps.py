@@ -50,7 +50,7 @@ def hypotheses_of(result: NetworkResult, layer: str = "output") -> list[list[Hyp
         NetworkError: the layer is no sequence of class indices or of scores.
     """
     value = result.outputs[layer].batch_major()
-    if value.feature is not None and value.sparse_dim is None and value.beam_axis is None:
+    if value.feature is not None and value.beam_axis is None and len(value.axes) == 3:
         rest = [axis for axis in value.axes if axis is not value.feature]
         best = value.ordered([*rest, value.feature]).raw.argmax(-1)
         value = NamedTensor(best, tuple(rest), sparse_dim=value.feature.size, time=value.time)

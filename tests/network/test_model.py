@@ -220,7 +220,7 @@ def test_description(tmp_path: Path) -> None:
 def test_script(tmp_path: Path) -> None:
     config = tmp_path / "my.config"
     config.write_text(
-        "import tensorflow as tf\nnum_inputs = 4\nnum_outputs = {'data': (4, 2), 'classes': (3, 1)}\n"
+        "#!rnn.py\nimport tensorflow as tf\nnum_inputs = 4\nnum_outputs = {'data': (4, 2), 'classes': (3, 1)}\n"
         "network = {'output': {'class': 'softmax', 'loss': 'ce', 'from': 'data'}}\n"
     )
     command = [sys.executable, str(ROOT / "scripts" / "describe_network.py"), str(config)]

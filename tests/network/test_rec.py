@@ -266,3 +266,19 @@ def test_layers_that_only_a_search_needs() -> None:
     model = NetworkModel(net, specs, search=True, layers=["decision"])
     assert "output/rec/lm_p/W" in model.tf_parameters()
     model.eval()(batch(), search=True, with_losses=False, layers=["decision"])
+
+
+def test_size_target() -> None:
+    """Another stream than the target says how many frames there are."""
+    specs = {**SPECS, "other": TensorSpec(dim=5, sparse=True)}
+    unit = {"output": layer("constant", [], value=1.0, with_batch_dim=True)}
+    net = {"output": {"class": "rec", "from": [], "unit": unit, "target": "classes", "size_target": "other"}}
+    given = batch((5, 3))
+    tensors = {**given.tensors, "other": given["classes"][:, :2]}
+    longer = Batch(tensors, {**given.lengths, "other": torch.tensor([2, 1])}, given.seq_tags)
+    value = NetworkModel(net, specs)(longer).outputs["output"]
+    assert value.time_axis is not None and value.time_axis.lengths.tolist() == [2, 1]
+    with pytest.raises(NetworkError, match="size_target"):
+        NetworkModel(
+            {"output": {"class": "rec", "unit": "lstm", "n_out": 2, "from": "data", "size_target": "o"}}, SPECS
+        )

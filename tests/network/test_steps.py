@@ -29,4 +29,9 @@ def test_search(make_case: Any) -> None:
         assert scores == sorted(scores, reverse=True)
         assert decided[0].labels == beam[0].labels
     with pytest.raises(NetworkError, match="no sequence of class indices"):
-        search_step(case.model, case.batch, "encoder")
+        search_step(case.model, case.batch, "enc_value")
+    found = search_step(case.model, case.batch, "encoder")  # scores of classes: the best one of every frame
+    scores = case.model(case.batch, search=True, layers=["encoder"]).outputs["encoder"].batch_major()
+    lengths = scores.time_axis.lengths.tolist()
+    expected = [rows[:length].argmax(-1).tolist() for rows, length in zip(scores.raw, lengths, strict=True)]
+    assert [hypotheses[0].labels for hypotheses in found] == expected

@@ -36,9 +36,8 @@ def batch_norm(
 
 
 @register_layer("layer_norm", framewise=True)
-def layer_norm(call: LayerCall, *, out_shape: Any = None, epsilon: float = 1e-6) -> NamedTensor:
+def layer_norm(call: LayerCall, *, epsilon: float = 1e-6) -> NamedTensor:
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the features."""
-    del out_shape
     x = call.x
     feature = call.feature(x)
     scale = call.param("scale", (feature.size,), 1.0)

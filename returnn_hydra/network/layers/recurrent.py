@@ -42,6 +42,7 @@ def rec(
     use_global_rec_step_offset: bool = False,
     debug: Any = None,
     state_keep_over_epoch: bool = False,
+    size_target: str | None = None,
 ) -> NamedTensor:
     """A recurrent unit over time, or a network that is computed frame by frame."""
     del recurrent_weights_init, bias_init, debug
@@ -53,6 +54,8 @@ def rec(
         if direction not in (None, 1):
             raise call.error(f"direction = {direction} with a network as unit is not supported")
         return run_network(call, unit, axis, max_seq_len, include_eos, cheating, optimize_move_layers_out)
+    if size_target is not None:
+        raise call.error("'size_target' only has a meaning with a network as unit")
     x = call.x
     size = call.need_n_out()
     init = _parse_init(forward_weights_init)

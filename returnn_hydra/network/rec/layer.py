@@ -64,6 +64,9 @@ def _frames(call: LayerCall, net: Net, axis: Any) -> tuple[NamedTensor | None, A
 
 
 def _target_key(call: LayerCall, net: Net) -> str:
+    """The stream that has as many frames as the loop: `size_target`, the layer's target, or that of a choice."""
+    if call.options.get("size_target"):
+        return str(call.options["size_target"])
     if call.options.get("target"):
         return call.default_target()
     for name in net.layers:

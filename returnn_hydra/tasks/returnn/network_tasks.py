@@ -16,6 +16,8 @@ from returnn_hydra.callbacks.search_output import SearchOutput
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.engine.callback import ForwardCallback
 from returnn_hydra.engine.forwarder import ForwardStep, forward
+from returnn_hydra.engine.log import RESULTS
+from returnn_hydra.network.describe import as_text, draw, layer_infos
 from returnn_hydra.network.model import NetworkModel
 from returnn_hydra.network.steps import hypotheses_of
 from returnn_hydra.search.result import Hypothesis, pack
@@ -73,6 +75,24 @@ def _forward(
     count = forward(model, step, batches, callback, session.device, {})
     logger.info("Forwarded %d sequences of '%s'", count, name)
     return count
+
+
+def network_inspect(session: Session, recipe: NetworkDict) -> int:
+    """Print the layers of the network of the first epoch (or `load_epoch`), and draw them; returns their number.
+
+    The picture is network.svg beside the checkpoints, or `output_file` (.svg, .png, .pdf).
+    """
+    model = recipe.model(session.values.get("load_epoch") or 1, 0)
+    assert isinstance(model, NetworkModel)
+    infos = layer_infos(model)
+    for line in as_text(infos).splitlines():
+        logger.log(RESULTS, line)
+    default = (session.prefix.parent if session.prefix is not None else Path()) / "network.svg"
+    file = Path(session.values.get("output_file") or default)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draw(infos, file)
+    logger.log(RESULTS, "Picture of the network: %s", file)
+    return len(infos)
 
 
 def network_search(session: Session, recipe: NetworkDict) -> int:

@@ -15,7 +15,7 @@ from returnn_hydra.frontend.steps import call_with_wanted
 from returnn_hydra.tasks.returnn.evaluating import evaluate_task
 from returnn_hydra.tasks.returnn.forwarding import forward_task
 from returnn_hydra.tasks.returnn.network_dict import NetworkDict
-from returnn_hydra.tasks.returnn.network_tasks import network_forward, network_priors, network_search
+from returnn_hydra.tasks.returnn.network_tasks import network_forward, network_inspect, network_priors, network_search
 from returnn_hydra.tasks.returnn.recipe import Recipe
 from returnn_hydra.tasks.returnn.session import Session
 from returnn_hydra.tasks.returnn.training import Cleanup, train
@@ -154,4 +154,5 @@ NETWORK: dict[str, Task] = {
     "hpx": network_forward,
     "search": network_search,
     "compute_priors": network_priors,
+    "inspect": network_inspect,
 }

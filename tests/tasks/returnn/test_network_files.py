@@ -51,3 +51,15 @@ def test_hdf_dump(run, task, capsys):
             assert np.array_equal(file["inputs"][:], forwarded["inputs"][:])
         with pytest.raises(DataError, match="exists"):
             run("my.config", task="forward", output_file="again.hdf")
+
+
+def test_inspect(run, capsys):
+    """The layers as a table, and their picture beside the checkpoints."""
+    Path("my.config").write_text(CONFIG)
+    assert run("my.config", task="inspect", log_verbosity=2) == 7
+    text = capsys.readouterr().out
+    assert "softmax" in text and "W[9, 4], b[4]" in text and "[B, T:data, F:4]" in text
+    picture = Path("net/network.svg").read_text()
+    assert "<svg" in picture[:400]
+    run("my.config", task="inspect", output_file="net.png")
+    assert Path("net.png").read_bytes()[:4] == b"\x89PNG"
