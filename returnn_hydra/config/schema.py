@@ -216,6 +216,7 @@ MINIMUM: dict[str, float] = {
 def register() -> None:
     """Make the schema known to Hydra, under a name that is no choice of any group."""
     node = OmegaConf.structured(Config)
-    for path in (*ENTRIES, "returnn"):  # OmegaConf can't grow a typed dictionary from the command line
+    # OmegaConf can't grow a typed dictionary from the command line
+    for path in (*ENTRIES, "returnn", "learning_rate_multipliers"):
         OmegaConf.set_struct(OmegaConf.select(node, path), False)
     ConfigStore.instance().store(group="schema", name="config", node=node, package="_global_")

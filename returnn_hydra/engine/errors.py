@@ -40,6 +40,8 @@ OUT_OF_MEMORY_WORDS = (
     "could not create a primitive",  # oneDNN, which does not say why
     "could not execute a primitive",
 )
+NOT_MEMORY_WORDS = "primitive descriptor"
+"""oneDNN has no such operation for these types of numbers on this processor."""
 
 
 class RunError(Exception):
@@ -147,8 +149,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host's or the device's memory, or a limit of the operating system such as threads, ran out."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOMEM, errno.EAGAIN)
+    text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS)
+        isinstance(error, RuntimeError)
+        and any(word in text for word in OUT_OF_MEMORY_WORDS)
+        and NOT_MEMORY_WORDS not in text
     )
 
 

@@ -22,6 +22,8 @@ CODES = [
     (errors.OutOfMemoryError("x"), 71),
     (MemoryError(), 71),
     (torch.OutOfMemoryError("CUDA out of memory"), 71),
+    (RuntimeError("could not create a primitive. Run workload with ONEDNN_VERBOSE"), 71),
+    (RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive"), 1),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 71),
     (RuntimeError("can't start new thread"), 71),
     (OSError(12, "Cannot allocate memory"), 71),
