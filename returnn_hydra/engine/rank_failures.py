@@ -10,9 +10,12 @@ import contextlib
 import datetime
 import functools
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -49,7 +52,7 @@ def meet(store: dist.Store, rank: int, size: int, seconds: float) -> None:
     Raises:
         LostRankError: names those that are not.
     """
-    store.set(f"present/{rank}", f"host {socket.gethostname()}, process {os.getpid()}")
+    store.set(f"present/{rank}", _name(os.getpid()))
     wait_for((f"present/{other}" for other in range(size)), store, seconds)
     if missing := [other for other in range(size) if not store.check([f"present/{other}"])]:
         names = ", ".join(map(str, missing))
@@ -105,10 +108,32 @@ def _who_is_lost(store: dist.Store, rank: int, size: int) -> str:
     silent = [other for other in others if not store.check([f"waiting/{other}"])]
     if not silent:
         return "the connection between the ranks broke"
-    return "; ".join(
-        f"rank {other} of {size} ({store.get(f'present/{other}').decode()}) does not answer: killed, stopped or hanging"
-        for other in silent
-    )
+    lost = []
+    for other in silent:
+        where = store.get(f"present/{other}").decode()
+        how = "it was stopped" if _continue_stopped(where) else "killed or hanging"
+        lost.append(f"rank {other} of {size} ({where}) does not answer: {how}")
+    return "; ".join(lost)
+
+
+def _continue_stopped(where: str) -> bool:
+    """Whether this is a stopped process (SIGSTOP) of this machine.
+
+    If so, it is let go on, to find the others gone, and end: torchrun would wait 30 s for it.
+    """
+    process = int(where.rpartition(" ")[2])
+    if where != _name(process) or not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+            os.kill(process, signal.SIGCONT)
+            return True
+    return False
+
+
+def _name(process: int) -> str:
+    return f"host {socket.gethostname()}, process {process}"
 
 
 def _short(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 8
+TIMEOUT = 10
 WORDS = (
     "task=train",
     "model.hidden_dim=4",
@@ -27,7 +27,6 @@ WORDS = (
     "checkpoint_every.steps=2",
     "learning_rate_control=newbob",
     "num_threads=1",
-    f"distributed_timeout={TIMEOUT}",
 )
 KINDS, PLACES = ("kill", "raise", "stop"), ("start", "step", "save", "dev")
 
@@ -44,9 +43,9 @@ class Runs:
         self.expected = self.result("whole")
         assert {"model.001.pt", "model.002.pt", "model.002.opt.pt"} <= set(self.expected["files"])
 
-    def start(self, name, **options):
+    def start(self, name, *more, **options):
         (self.folder / name).mkdir(exist_ok=True)
-        return self.several_ranks(self.folder / name, *self.words, "name=x", **options)
+        return self.several_ranks(self.folder / name, *self.words, *more, "name=x", **options)
 
     def result(self, name):
         folder = self.folder / name / "outputs/x"
@@ -57,10 +56,11 @@ class Runs:
     def fail(self, kind, place, rank, by_torchrun=False):
         """Returns the seconds from the fault to the end."""
         fault, name = {"kind": kind, "place": place, "rank": rank}, f"{kind}-{place}-{rank}"
+        more = [f"distributed_timeout={TIMEOUT}"] if kind == "stop" else []
         if by_torchrun:
-            code, seconds, orphans, output = self.torchrun(name, fault)
+            code, seconds, orphans, output = self.torchrun(name, fault, more)
         else:
-            done = self.start(name, fault=fault, patience=6)
+            done = self.start(name, *more, fault=fault, patience=6)
             code, orphans, output = done.exit, done.orphans, done.output
             seconds = float(re.findall(r"ended ([\d.]+) s after", output)[0])
         assert code not in (0, None), output
@@ -73,7 +73,7 @@ class Runs:
         assert self.result(name) == self.expected, (output, again.output)
         return seconds
 
-    def torchrun(self, name, fault):
+    def torchrun(self, name, fault, more):
         folder = self.folder / name
         folder.mkdir()
         paths = os.pathsep.join([str(ROOT / "tests/faults/tools"), str(ROOT)])
@@ -81,7 +81,7 @@ class Runs:
         program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
         script = ROOT / "tests/faults/tools/faulttools/rank_runs.py"
         run = subprocess.run(
-            [*program, str(script), *self.words, "name=x"],
+            [*program, str(script), *self.words, *more, "name=x"],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
