@@ -249,6 +249,22 @@ def test_unknown_tag_of_the_list(command, corpus, tmp_path, capsys):
     assert not _trained()
 
 
+def test_too_long_for_a_batch_is_an_error_if_wanted(command, corpus, capsys):
+    assert command(*TRAIN, "batch_size=15", "datasets.train.on_too_long=error") == 65
+    assert re.search(r"train\.1\.hdf: sequence 'a-\d+' is longer .* on_too_long=error", capsys.readouterr().err)
+    assert not _trained()
+
+
+def test_training_without_a_batch_is_an_error(command, corpus, capsys):
+    words = ("batch_size=2", "datasets.train.on_too_long=skip", "datasets.train.min_seq_length=5")
+    assert command(*TRAIN, *words) == 65
+    message = capsys.readouterr().err
+    assert "datasets.train: no batch in epoch 1" in message
+    assert "of them skipped" in message
+    assert command("task=inspect", *DATA, *words, "name=look") == 0
+    assert re.search("no batch\n.*left out by min_seq_length", capsys.readouterr().out)
+
+
 def test_truncated_file(command, corpus, tmp_path, capsys):
     file = tmp_path / "train.2.hdf"
     file.write_bytes(file.read_bytes()[:-700])

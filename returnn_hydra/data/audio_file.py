@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.extras import require
 from returnn_hydra.data.files import nearest
+
+UNKNOWN_SIZE = 2**32 - 1
+"""In the header of a wav file."""
+LARGEST_PAGE = 65307
+"""Bytes of an ogg page."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def read_audio(data: bytes | Path, where: str, segment: Segment | None = None) -
     """
     soundfile = require("soundfile", extra="audio")
     try:
-        with soundfile.SoundFile(_handle(data, where)) as file:
+        with soundfile.SoundFile(_checked(data, where)) as file:
             expected, rate = file.frames, file.samplerate
             if segment is not None:
                 first, expected = segment.samples(AudioInfo(expected, rate), where)
@@ -83,18 +89,60 @@ def audio_info(data: bytes | Path, where: str) -> AudioInfo:
     """The header; errors as of `read_audio`."""
     soundfile = require("soundfile", extra="audio")
     try:
-        with soundfile.SoundFile(_handle(data, where)) as file:
+        with soundfile.SoundFile(_checked(data, where)) as file:
             return AudioInfo(file.frames, file.samplerate)
     except soundfile.SoundFileError as error:
         raise DataError(f"{where}: can't be read as audio: {error}") from error
 
 
-def _handle(data: bytes | Path, where: str) -> Any:
+def _checked(data: bytes | Path, where: str) -> Any:
+    """What soundfile takes, if the file is there and complete."""
     if isinstance(data, bytes):
+        _check_complete(io.BytesIO(data), len(data), where)
         return io.BytesIO(data)
     if not data.is_file():
         raise DataError(f"{where}: no such file")
+    with data.open("rb") as file:
+        _check_complete(file, data.stat().st_size, where)
     return str(data)
+
+
+def _check_complete(file: BinaryIO, size: int, where: str) -> None:
+    """A wav file or an ogg file that was cut off reads like a shorter one.
+
+    Raises:
+        DataError: it ends before what its last part (chunk, page) says.
+    """
+    start = file.read(12)
+    end = 0
+    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+        end = _end_of_samples(file)
+    elif start[:4] == b"OggS":
+        end = _end_of_last_page(file, size)
+    if end > size:
+        raise DataError(f"{where}: cut off: {size} bytes, but its header says {end}")
+
+
+def _end_of_samples(file: BinaryIO) -> int:
+    """Where the `data` chunk of a wav file ends; 0: unknown (written to a pipe)."""
+    while len(head := file.read(8)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        if name == b"data":
+            return 0 if length == UNKNOWN_SIZE else file.tell() + length
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return 0
+
+
+def _end_of_last_page(file: BinaryIO, size: int) -> int:
+    """Where the last page of an ogg file ends (RFC 3533, section 6)."""
+    begin = max(size - LARGEST_PAGE, 0)
+    file.seek(begin)
+    tail = file.read()
+    page = tail.rfind(b"OggS")
+    if page < 0 or page + 27 > len(tail) or page + 27 + tail[page + 26] > len(tail):
+        return size + 1
+    num_segments = tail[page + 26]
+    return begin + page + 27 + num_segments + sum(tail[page + 27 : page + 27 + num_segments])
 
 
 class ZipFiles:

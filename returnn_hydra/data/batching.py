@@ -18,7 +18,7 @@ from numpy.random import RandomState
 
 from returnn_hydra.data.batches import Batches, Report
 from returnn_hydra.data.callables import by_name
-from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.dataset import wrong_sequence
 
 Lengths = Mapping[str, np.ndarray]
 """Stream name to (N,) frames of every sequence of the corpus."""
@@ -143,7 +143,9 @@ class Batching:
         too_long = self._too_long(used)
         num_too_long = int(np.count_nonzero(too_long))
         if num_too_long and self.on_too_long == "error":
-            raise DataError(self._describe_too_long(int(np.argmax(too_long)), entries, used, tag))
+            entry = int(np.argmax(too_long))
+            seq_tag = tag(int(entries[entry])) if tag else None
+            raise wrong_sequence(seq_tag, self._describe_too_long(entry, entries, used, seq_tag))
         if num_too_long and (self.on_too_long == "skip" or self.buckets is not None):
             keep = ~too_long
             entries = entries[keep]
@@ -165,11 +167,8 @@ class Batching:
             return np.zeros(len(next(iter(used.values()))), np.bool_)
         return self.most_seqs(used, None) == 0
 
-    def _describe_too_long(
-        self, entry: int, entries: np.ndarray, used: Lengths, tag: Callable[[int], str] | None
-    ) -> str:
-        index = int(entries[entry])
-        name = tag(index) if tag else f"number {index}"
+    def _describe_too_long(self, entry: int, entries: np.ndarray, used: Lengths, seq_tag: str | None) -> str:
+        name = f"number {entries[entry]}" if seq_tag is None else seq_tag
         limit = self.buckets if self.buckets is not None else self.batch_size
         frames = ", ".join(f"{stream}: {values[entry]}" for stream, values in used.items())
         return f"sequence {name!r} is longer (frames of {frames}) than a batch may be ({limit}), and on_too_long=error"
@@ -233,11 +232,13 @@ class Batching:
             unequal = np.nonzero(counts[first] != counts[other])[0]
             if len(unequal):
                 index = int(indices[unequal[0]])
-                name = tag(index) if tag else f"number {index}"
-                raise DataError(
+                seq_tag = tag(index) if tag else None
+                name = f"number {index}" if seq_tag is None else seq_tag
+                raise wrong_sequence(
+                    seq_tag,
                     f"chunking={self.chunking!r}: sequence {name!r} has {lengths[first][index]} frames in stream "
                     f"{first!r} and {lengths[other][index]} in {other!r}, which gives {counts[first][unequal[0]]} and "
-                    f"{counts[other][unequal[0]]} chunks; expected the same number"
+                    f"{counts[other][unequal[0]]} chunks; expected the same number",
                 )
         number = counts[first]
         entries = np.repeat(indices, number)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from returnn_hydra.batch import Batch, TensorSpec
-from returnn_hydra.data.dataset import DataError, Examples
+from returnn_hydra.data.dataset import DataError, Examples, wrong_sequence
 
 TORCH_DTYPES = {"uint16": "int32", "uint32": "int64"}
 """numpy types that torch does little with, and what their streams become."""
@@ -60,9 +60,7 @@ def collate(
 
 
 def _wrong(seq_tag: str, stream: str, what: str) -> DataError:
-    error = DataError(f"sequence {seq_tag!r}, stream {stream!r}: {what}")
-    error.seq_tag = seq_tag
-    return error
+    return wrong_sequence(seq_tag, f"sequence {seq_tag!r}, stream {stream!r}: {what}")
 
 
 def torch_dtype(spec: TensorSpec) -> np.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,12 @@ class DataError(Exception):
     seq_tag: str | None = None
     """The sequence, where the one who knows its file has still to be asked (see `Dataset.file_of`)."""
 
+    def add_file(self, file_of: Callable[[str], str | None]) -> None:
+        """Put the file of the sequence before the text, if `file_of` knows it."""
+        file = None if self.seq_tag is None else file_of(self.seq_tag)
+        if file is not None:
+            self.args, self.seq_tag = (f"{file}: {self}",), None
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -25,6 +31,13 @@ class Examples:
     seq_tags: list[str]
     streams: dict[str, list[np.ndarray]]
     """Stream name to one array per sequence: (T, ...) with a time axis, (...) without. Text is a 0-d array of str."""
+
+
+def wrong_sequence(seq_tag: str | None, text: str) -> DataError:
+    """An error about a sequence, whose file is still to be asked for."""
+    error = DataError(text)
+    error.seq_tag = seq_tag
+    return error
 
 
 class Dataset(ABC):

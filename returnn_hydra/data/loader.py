@@ -185,7 +185,11 @@ class Loader:
             tag_ids = np.unique(dataset.seq_tags(np.arange(num_seqs)), return_inverse=True)[1]
         indices = self.order.indices(epoch, sort_by, keep, tag_ids)
         rng = self.order.batch_rng(epoch)
-        batches = self.batching.make(indices, lengths, epoch, lambda index: dataset.seq_tags([index])[0], rng)
+        try:
+            batches = self.batching.make(indices, lengths, epoch, lambda index: dataset.seq_tags([index])[0], rng)
+        except DataError as error:
+            error.add_file(dataset.file_of)
+            raise
         if keep is not None:
             report = replace(batches.report, num_filtered=int(np.count_nonzero(~keep)))
             batches = replace(batches, report=report)

@@ -61,10 +61,8 @@ class BatchReader:
             examples = dataset.read(piece.indices)
             return collate(examples, self.specs, epoch, piece.starts, piece.ends, self.check_finite)
         except DataError as error:
-            file = dataset.file_of(error.seq_tag) if error.seq_tag is not None else None
-            if file is None:
-                raise
-            raise DataError(f"{file}: {error}") from error
+            error.add_file(dataset.file_of)
+            raise
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}, while reading {self.describe(item)}") from error
 

@@ -15,7 +15,7 @@ from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.data.batches import Report
 from returnn_hydra.data.batching import Batching, Filler
 from returnn_hydra.data.collate import check_specs, collate
-from returnn_hydra.data.dataset import DataError, Examples
+from returnn_hydra.data.dataset import DataError, Examples, wrong_sequence
 from returnn_hydra.data.reading import ahead, from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
 
@@ -161,10 +161,8 @@ class BatchFormer:
                 last = group[-1].seq_tag
                 yield self.collate(group, epoch)
         except DataError as error:
-            file = self.dataset.file_of(error.seq_tag) if error.seq_tag is not None else None
-            if file is None:
-                raise
-            raise DataError(f"{file}: {error}") from error
+            error.add_file(self.dataset.file_of)
+            raise
         except Exception as error:
             after = f"after sequence {last!r}" if last is not None else "before the first batch"
             raise DataError(f"{type(error).__name__}: {error}, {after} of {type(self.dataset).__name__}") from error
@@ -184,12 +182,8 @@ class BatchFormer:
             lengths = self.lengths(example)
             if filler.is_too_long(lengths):
                 if self.batching.on_too_long == "error":
-                    error = DataError(
-                        f"sequence {example.seq_tag!r} is longer ({lengths}) than a batch may be "
-                        f"({self.batching.batch_size}), and on_too_long=error"
-                    )
-                    error.seq_tag = example.seq_tag
-                    raise error
+                    text = f"is longer ({lengths}) than a batch may be ({self.batching.batch_size})"
+                    raise wrong_sequence(example.seq_tag, f"sequence {example.seq_tag!r} {text}, and on_too_long=error")
                 self.left_out["num_too_long"] += 1
                 if self.batching.on_too_long == "skip":
                     self.left_out["num_skipped"] += 1

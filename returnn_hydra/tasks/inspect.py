@@ -68,7 +68,7 @@ def describe(name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what
     lines = [f"{name}: {_size(loader)}"]
     batch = next(iter(loader.epoch(1)), None)
     if batch is None:
-        return [*lines, "  no batch"]
+        return [*lines, "  no batch", *(f"  {warning}" for warning in statistics["warnings"])]
     for index, seq_tag in enumerate(batch.seq_tags[:NUM_SHOWN]):
         lines.append(f"  {seq_tag}")
         for stream in batch.tensors:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.data.dataset import DataError
+from returnn_hydra.data.loader import Loader
+from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.data import check_data
@@ -20,6 +23,17 @@ from returnn_hydra.tasks.parts import (
 logger = logging.getLogger(__name__)
 
 
+def check_not_empty(loader: Loader | StreamLoader) -> None:
+    """A training without batches would end well and have learnt nothing.
+
+    Raises:
+        DataError: the first epoch, the longest one of a pass over the corpus, has no batch.
+    """
+    if loader.num_batches(1) == 0:
+        why = "; ".join(loader.statistics(1)["warnings"]) or "the corpus is empty"
+        raise DataError(f"datasets.train: no batch in epoch 1: {why}")
+
+
 def run(context: Context) -> float | None:
     """Train up to `num_epochs`; returns the best value of the selection score."""
     values = context.values
@@ -31,6 +45,7 @@ def run(context: Context) -> float | None:
         if values["check_data"]:
             for name, loader in loaders.items():
                 logger.info("%s: %d sequences checked, all are what they should be", name, check_data(loader))
+        check_not_empty(loaders["train"])
         model = build_model(context)
         trainer = Trainer(
             model=model,

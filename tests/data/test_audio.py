@@ -223,6 +223,30 @@ def test_a_broken_flac_is_an_error(tmp_path):
         read_audio(content[: len(content) // 2], "cut")
 
 
+@pytest.mark.parametrize(("ending", "subtype"), [("wav", "PCM_16"), ("ogg", "VORBIS"), ("flac", "PCM_16")])
+@pytest.mark.parametrize("left", [0.1, 0.5, 0.97])
+def test_an_audio_file_that_was_cut_off_is_an_error(tmp_path, ending, subtype, left):
+    soundfile = pytest.importorskip("soundfile")
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, 0.1 * np.random.RandomState(1).randn(40_000), 16000, subtype=subtype)
+    content = path.read_bytes()
+    assert len(read_audio(path, "a")[0]) == len(read_audio(content, "a")[0]) == 40_000
+    cut = content[: int(left * len(content))]
+    path.write_bytes(cut)
+    for data in (path, cut):
+        with pytest.raises(DataError, match=r"^here: (cut off: |can't be read as audio|broken: )"):
+            read_audio(data, "here")
+
+
+def test_a_wav_file_out_of_a_pipe_does_not_know_its_length(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    assert content[36:40] == b"data"
+    assert len(read_audio(bytes(content), "a")[0]) == 1000
+
+
 def test_forked_processes_have_their_own_archive():
     """Parent and child read at the same time; a shared position in the file would give broken data."""
     torch_data = pytest.importorskip("torch.utils.data")
