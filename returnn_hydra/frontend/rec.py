@@ -13,6 +13,7 @@ from returnn_hydra.frontend.dim import Dim, single_step_dim
 from returnn_hydra.frontend.init import Glorot
 from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.parameter import Parameter
+from returnn_hydra.frontend.rand import dropout_broadcast_default
 from returnn_hydra.frontend.run_ctx import get_run_ctx
 from returnn_hydra.frontend.state import LstmState
 from returnn_hydra.frontend.tensor import Tensor
@@ -133,7 +134,8 @@ class LSTM(_LstmBase):
 class ZoneoutLSTM(_LstmBase):
     """LSTM with zoneout (Krueger et al. 2017): some cells and outputs keep their value of the step before.
 
-    In training at random; else the mixture with the probabilities as weights.
+    In training at random, by default the same features for the whole batch, as RETURNN draws them; else the mixture
+    with the probabilities as weights.
 
     Args:
         use_zoneout_output: the output has zoneout too; False: only what goes to the next step.
@@ -158,6 +160,7 @@ class ZoneoutLSTM(_LstmBase):
         self.zoneout_factor_output = zoneout_factor_output
         self.use_zoneout_output = use_zoneout_output
         self.forget_bias = forget_bias
+        self.dropout_broadcast = dropout_broadcast_default()
         self.parts_order = parts_order.replace("j", "c")
         if sorted(self.parts_order) != sorted("ifco"):
             raise ValueError(f"ZoneoutLSTM: parts_order '{parts_order}' must have each of i, f, c (or j), o once")
@@ -192,5 +195,6 @@ class ZoneoutLSTM(_LstmBase):
         if factor == 0:
             return after
         if get_run_ctx().is_train_flag_enabled(func=ZoneoutLSTM.__call__):
-            return torch.where(torch.rand_like(after) < factor, before, after)
+            shape = after.shape[-1:] if self.dropout_broadcast else after.shape
+            return torch.where(torch.rand(shape, device=after.device) < factor, before, after)
         return before * factor + after * (1.0 - factor)

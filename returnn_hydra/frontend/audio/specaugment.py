@@ -100,14 +100,17 @@ def random_mask(
     most = max_num_bound if max_num_bound is not None else int(count.max())
     size = mask_axis.get_dim_value()
     most = min(most, size)
-    if most <= 0:
-        return x
     positions = _distinct_positions(mask_axis, batch, shape, most, device)
     widest = int(max_dims.raw_tensor) if isinstance(max_dims, Tensor) else int(max_dims)
     widths = torch.randint(1, max(widest, 1) + 1, [*shape, most], device=device)
     used = torch.arange(most, device=device) < count[..., None]
     frames = torch.arange(size, device=device)
-    begin, end = positions[..., None], (positions + widths)[..., None]
+    last = positions + widths
+    if mask_axis.need_masking():  # stripes end with the sequence: what pads it stays as it is
+        lengths = mask_axis.get_size_tensor(device=str(device))
+        if lengths.dims_set <= set(batch):
+            last = torch.minimum(last, lengths.copy_compatible_to_dims_raw(batch)[..., None])
+    begin, end = positions[..., None], last[..., None]
     stripes = ((frames >= begin) & (frames < end) & used[..., None]).any(dim=-2)
     hidden = Tensor("stripes", dims=[*batch, mask_axis], dtype="bool", raw_tensor=stripes)
     return where(hidden, mask_value, x).copy_transpose(x.dims)
