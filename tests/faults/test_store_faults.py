@@ -59,20 +59,18 @@ def test_mutant_is_found(mutant):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_million_crashes(tally):
-    check(
-        tally("simulated crash or power cut at every operation, many"),
-        enumeration.after_crashes(4_500, seed=1, go_on_every=500),
-    )
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_million_crashes(tally, seed):
+    report = enumeration.after_crashes(1_125, seed=seed, go_on_every=200)
+    check(tally(f"simulated crash or power cut at every operation, many ({seed})"), report)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_much_damage_then_crashes(tally):
-    check(
-        tally("simulated damage, then a crash, many"),
-        enumeration.after_damage_and_crash(per_operation=20, damages=300, seed=1),
-    )
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_much_damage_then_crashes(tally, seed):
+    report = enumeration.after_damage_and_crash(per_operation=20, damages=75, seed=1000 * seed)
+    check(tally(f"simulated damage, then a crash, many ({seed})"), report)
 
 
 @pytest.mark.slow
