@@ -144,6 +144,7 @@ def test_accumulation_on_every_rank(command, torchrun, distributed):
     assert torch.equal(start["output.weight"], model_of("two")["output.weight"])
 
 
+@pytest.mark.slow
 def test_sharded_units_and_mixed_precision(torchrun):
     words = [*WORDS, "amp=bfloat16", "optimizer=sgd"]
     torchrun(*words, "name=whole")
@@ -151,6 +152,7 @@ def test_sharded_units_and_mixed_precision(torchrun):
     assert values("whole", "mean") == pytest.approx(values("parts", "mean"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sharded_gradients_with_a_loss_scale_and_checks_on_the_way(torchrun):
     Path("mine.py").write_text(BATCH_NORM)
     words = [word for word in WORDS if not word.startswith("model.")]
@@ -235,7 +237,7 @@ def test_bad_numbers_of_one_rank_stop_all(torchrun):
     assert files == ["epoch.002.batch.000000.pt", "epoch.002.batch.000000.rank1.pt"]
 
 
-@pytest.mark.parametrize("rule", ["skip", "rollback"])
+@pytest.mark.parametrize("rule", [pytest.param("skip", marks=pytest.mark.slow), "rollback"])
 def test_bad_numbers_of_one_rank_are_left_out_by_all(torchrun, rule):
     Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "4"))
     torchrun(*WORDS, "num_epochs=3", "overrides=mine.py", f"on_nonfinite={rule}", "name=x")
@@ -279,7 +281,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_ranks(torchrun, comm
     assert scores("x")[0]["train"]["ce"]["count"] == 243
 
 
-@pytest.mark.parametrize("task", ["forward", "search", "replay", "inspect"])
+@pytest.mark.parametrize("task", ["forward", "inspect"])
 def test_tasks_for_one_process_say_so(torchrun, task):
     assert "this task runs in one process" in torchrun(f"task={task}", "name=x", code=1)
 
