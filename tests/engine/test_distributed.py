@@ -1,6 +1,9 @@
 """Several processes on the CPU (gloo): the same training as one process that accumulates their batches."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from returnn_hydra.engine.manifest import Manifest, Progress
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.run_store import RunStore
 
+ROOT = Path(__file__).resolve().parents[2]
 # six batches of 41 sequences: they come out even, so that no batch is cut in two
 WORDS = (
     "task=train",
@@ -121,6 +125,22 @@ def assert_same_training(one, two, epoch=2):
     first, second = model_of(one, epoch), model_of(two, epoch)
     assert list(first) == list(second)
     assert all(torch.allclose(first[name], second[name], atol=2e-5) for name in first)
+
+
+def test_the_real_torchrun(tmp_path):
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*program, str(ROOT / "run.py"), *WORDS, "name=x"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert len((tmp_path / "outputs/x/scores.jsonl").read_text().splitlines()) == 2
+    assert done.stdout.count("Epoch 2: train:") == 1  # only the first rank talks
 
 
 CLIPPED = ("max_grad_norm=0.05", "max_grad_value=0.02", "learning_rate_control=newbob", "num_epochs=4")
