@@ -120,14 +120,12 @@ class AddNoise:
 
 
 class Compose:
-    """Several functions on a sequence as one, for `map_seq`; the functions take (streams, rng) or (streams, rng,
-    epoch).
-    """
+    """Several functions on a sequence as one, for `map_seq`; each takes what a `map_seq` may take."""
 
     def __init__(self, functions: list[Callable[..., Any]]) -> None:
         self.functions = list(functions)
 
-    def __call__(self, streams: Streams, rng: np.random.Generator, epoch: int) -> Streams:
+    def __call__(self, streams: Streams, **facts: Any) -> Streams:
         for function in self.functions:
-            streams = call_by_name(function, streams, rng=rng, epoch=epoch)
+            streams = call_by_name(function, streams, **facts)
         return streams

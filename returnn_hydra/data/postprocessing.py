@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import checked_streams, did_you_mean, specs_from_options
-from returnn_hydra.data.dataset import DataError, Dataset, Examples
+from returnn_hydra.data.dataset import DataError, Dataset, Examples, wrong_sequence
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.data.reading import from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
@@ -121,9 +121,15 @@ def call_by_name(function: Callable[..., Any], first: Any, **facts: Any) -> Any:
     except DataError:
         raise
     except Exception as error:
-        name = getattr(function, "__name__", type(function).__name__)
         what = f"seq_tag {facts['seq_tag']!r}" if "seq_tag" in facts else f"epoch {facts['epoch']}"
-        raise DataError(f"{name}: {what}: {type(error).__name__}: {error}") from error
+        text = f"{function_name(function)}: {what}: {type(error).__name__}: {error}"
+        raise wrong_sequence(facts.get("seq_tag"), text) from error
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """What the user calls it, also where arguments are bound to it."""
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__name__", type(inner).__name__)
 
 
 class DatasetStream(StreamingDataset):
@@ -228,7 +234,7 @@ class PostprocessingStream(StreamingDataset):
     def _shard(self, epoch: int, shard: int) -> Iterator[Example]:
         rng = np.random.default_rng([self.seed, epoch, shard])
         source = map(_copied, self.source.iterate(epoch, shard, self.num_shards))
-        name = getattr(self.map_seq_stream, "__name__", type(self.map_seq_stream).__name__)
+        name = function_name(self.map_seq_stream)
         last: str | None = None
         mapped = iter(call_by_name(self.map_seq_stream, source, rng=rng, epoch=epoch))
         while True:

@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import h5py
 import numpy as np
@@ -96,6 +97,15 @@ def test_other_streams_come_out():
     assert source.seq_lengths("data").tolist() == [5, 3, 9, 1, 7]
     assert PostprocessingDataset(dataset(), facts, outputs).seq_lengths("data") is None
     assert source.order_lengths().tolist() == [5, 3, 9, 1, 7]
+
+
+def test_functions_one_after_the_other_know_what_one_alone_does():
+    outputs = {"data": {"dim": 4}, "tag": {"shape": (), "dtype": "string"}}
+    composed = PostprocessingDataset(dataset(), Compose([add_noise, partial(facts)]), outputs).at_epoch(3)
+    assert str(composed.read([2]).streams["tag"][0]) == "seq-2 2"
+    failing = PostprocessingDataset(dataset(), Compose([partial(fail_at_seq_2)]))
+    with pytest.raises(DataError, match="fail_at_seq_2: seq_tag 'seq-2': ZeroDivisionError"):
+        failing.read([2])
 
 
 def test_errors_name_the_sequence():
