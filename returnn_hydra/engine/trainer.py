@@ -199,7 +199,9 @@ class Trainer:
             if self.updater.at_boundary:
                 self.store.save_within_epoch(self)
         if num_batches is None and self.ranks.size > 1 and not self.updater.at_boundary:
-            logger.warning("The last batches of a stream make no update: the ranks did not know that they were the last")
+            logger.warning(
+                "The last batches of a stream make no update: the ranks did not know that they were the last"
+            )
             self.updater.forget()
         self.updater.end_epoch()
         self.read_numbers()
@@ -301,7 +303,8 @@ class Trainer:
     def epochs_done(self, num_batches: int | None) -> float:
         """Finished epochs, and the finished part of the running one's sequences, if their number is known."""
         epoch, batch = self.position.epoch, self.position.batch
-        return epoch - 1 + (self.train_data.part_done(epoch, batch) if num_batches else 0.0)
+        data = self.train_data
+        return epoch - 1 + (data.part_done(epoch, batch) if isinstance(data, Loader) and num_batches else 0.0)
 
     def selection_value(self, record: EpochRecord, score: str | None) -> float:
         """The value of the score that decides what is best.
