@@ -67,6 +67,15 @@ class LossValue:
 
 LossFunction = Callable[..., LossValue]
 _LOSSES: dict[str, LossFunction] = {}
+NOT_HERE = {
+    "sprint": "RASR is not called; sequence training needs its own program",
+    "fast_bw": "RASR's automata are not read; use 'ctc', or the alignment of a frame-wise model with 'ce'",
+    "bleu": "only an error, no loss; write the hypotheses with task=search, and use 'edit_distance' here",
+    "generic_ce": "use 'ce'",
+    "triplet_loss": "use 'as_is' on a layer that computes it",
+    "deep_clustering": "use 'as_is' on a layer that computes it",
+}
+"""Losses of RETURNN that are not supported, and what to do without them."""
 
 
 def register_loss(name: str) -> Callable[[LossFunction], LossFunction]:
@@ -85,6 +94,8 @@ def compute_loss(call: LayerCall, output: NamedTensor, name: Any, options: dict[
     Raises:
         NetworkError: unknown loss or option.
     """
+    if name in NOT_HERE:
+        raise call.error(f"loss {name!r} is not supported: {NOT_HERE[name]}")
     if not isinstance(name, str) or name not in _LOSSES:
         raise call.error(f"loss {name!r} is not supported{nearest(name, _LOSSES)}")
     function = _LOSSES[name]
@@ -104,8 +115,7 @@ def report_loss(call: LayerCall, output: NamedTensor) -> None:
         if call.needs_target:
             call.scope.target_spec(call.default_target())  # a wrong name shows now
         return
-    name = call.options["loss"]
-    result = compute_loss(call, output, name, options)
+    result = compute_loss(call, output, call.options["loss"], options)
     count = loss_count(call, output, common)
     scale = float(call.options.get("loss_scale", common.get("scale", 1.0)))
     if result.value is not None:

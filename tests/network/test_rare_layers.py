@@ -11,6 +11,7 @@ import torch
 
 from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.network import NetworkError, NetworkModel
+from returnn_hydra.network.losses import NOT_HERE as LOSSES_NOT_HERE
 from returnn_hydra.network.registry import NOT_HERE, layer_class_names
 
 LENGTHS = [9, 6, 1]
@@ -89,3 +90,13 @@ def test_refused_classes_say_what_to_use(name: str) -> None:
     assert name not in layer_class_names()
     with pytest.raises(NetworkError, match=f"output: layer class '{name}' is not supported: "):
         NetworkModel({"output": {"class": name, "from": "data"}}, SPECS)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES_NOT_HERE))
+def test_refused_losses_say_what_to_use(loss: str, batch: Batch) -> None:
+    """A network with such a loss can be made and forwarded all the same."""
+    net = {"output": {"class": "softmax", "from": "data", "loss": loss, "target": "classes"}}
+    model = NetworkModel(net, SPECS)
+    assert "output" in model(batch, with_losses=False).outputs
+    with pytest.raises(NetworkError, match=f"output .* loss '{loss}' is not supported: "):
+        model(batch)
