@@ -7,6 +7,7 @@ Legend: S samples, C channels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -108,7 +109,7 @@ def _checked(data: bytes | Path, where: str) -> Any:
 
 
 def _check_complete(file: BinaryIO, size: int, where: str) -> None:
-    """A wav file or an ogg file that was cut off reads like a shorter one.
+    """A wav, SPHERE or ogg file that was cut off reads like a shorter one.
 
     Raises:
         DataError: it ends before what its last part (chunk, page) says.
@@ -117,6 +118,9 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
     end = 0
     if start[:4] == b"RIFF" and start[8:] == b"WAVE":
         end = _end_of_samples(file)
+    elif start[:7] == b"NIST_1A":
+        with contextlib.suppress(ValueError, IndexError):  # a broken header: libsndfile says what is wrong
+            end = _end_of_sphere(file)
     elif start[:4] == b"OggS":
         end = _end_of_last_page(file, size)
     if end > size:
@@ -131,6 +135,17 @@ def _end_of_samples(file: BinaryIO) -> int:
             return 0 if length == UNKNOWN_SIZE else file.tell() + length
         file.seek(length + length % 2, os.SEEK_CUR)
     return 0
+
+
+def _end_of_sphere(file: BinaryIO) -> int:
+    """Where the samples of a NIST SPHERE file end; 0: unknown (compressed)."""
+    file.seek(0)
+    header = file.read(1024).decode("latin-1")
+    fields = {key: value for key, _, value in (line.split(" ", 2) for line in header.splitlines() if " -" in line)}
+    if fields.get("sample_coding", "pcm") != "pcm":
+        return 0
+    samples = int(fields.get("sample_count", 0)) * int(fields.get("channel_count", 1))
+    return int(header.splitlines()[1]) + samples * int(fields.get("sample_n_bytes", 2))
 
 
 def _end_of_last_page(file: BinaryIO, size: int) -> int:

@@ -238,6 +238,19 @@ def test_an_audio_file_that_was_cut_off_is_an_error(tmp_path, ending, subtype, l
             read_audio(data, "here")
 
 
+def test_a_sphere_file_that_was_cut_off_is_an_error():
+    fields = ("sample_count -i 500", "sample_rate -i 16000", "sample_n_bytes -i 2", "channel_count -i 1")
+    header = "\n".join(
+        ("NIST_1A", "   1024", *fields, "sample_byte_format -s2 01", "sample_coding -s3 pcm", "end_head\n")
+    )
+    content = header.ljust(1024).encode() + np.arange(500, dtype="<i2").tobytes()
+    assert len(read_audio(content, "here")[0]) == 500
+    with pytest.raises(DataError, match="here: cut off: 2000 bytes, but its header says 2024"):
+        read_audio(content[:2000], "here")
+    with pytest.raises(DataError, match="here: can't be read as audio"):
+        read_audio(b"NIST_1A\nmany\nsample_count -i few\n", "here")
+
+
 def test_a_wav_file_out_of_a_pipe_does_not_know_its_length(tmp_path):
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
