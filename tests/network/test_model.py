@@ -15,7 +15,7 @@ from returnn_hydra.batch import Batch, TensorSpec
 from returnn_hydra.network import NetworkError, NetworkModel, register_layer
 from returnn_hydra.network.describe import as_text, draw, layer_infos
 from returnn_hydra.network.named_tensor import NamedTensor
-from returnn_hydra.network.registry import layer_class_names
+from returnn_hydra.network.registry import NOT_HERE, layer_class_names
 
 SPECS = {"data": TensorSpec(dim=4), "classes": TensorSpec(dim=3, sparse=True, same_length_as="data")}
 ROOT = Path(__file__).parent.parent.parent
@@ -190,17 +190,26 @@ def test_gradients_of_layers() -> None:
     torch.testing.assert_close(data.grad, numeric, rtol=1e-4, atol=1e-7)
 
 
-def test_many_classes_are_covered() -> None:
-    """The classes that almost all published networks use."""
-    wanted = """
+def test_all_classes_of_public_networks_are_known() -> None:
+    """Ranked by use; what is not covered has its own message."""
+    ranking = """
     softmax rec linear copy eval combine activation merge_dims split_dims pool compare softmax_over_spatial choice
     generic_attention decide reduce_out rnn_cell conv dropout self_attention reinterpret_data layer_norm reduce
-    subnetwork slice constant batch_norm window variable positional_encoding switch gating dot length squeeze pad
-    relative_positional_encoding expand_dims masked_computation hdf_dump cast unmask transposed_conv gather shift_axis
-    range_in_axis stft range mel_filterbank get_last_hidden_state postfix_in_time slice_nd gather_nd loss
-    prefix_in_time
+    subnetwork slice constant batch_norm window variable positional_encoding switch gating dot length
+    relative_positional_encoding squeeze pad expand_dims masked_computation hdf_dump cast unmask transposed_conv
+    gather shift_axis range_in_axis stft range mel_filterbank get_last_hidden_state postfix_in_time slice_nd kenlm
+    gather_nd fast_bw forced_align loss prefix_in_time swap_axes concat choice_get_beam_scores norm print
+    range_from_length time_chunking time_unchunking scatter_nd edit_distance stack seq_len_mask accumulate_mean
+    transpose split_batch_time split_batch_beam cond split train_flag cum_concat choice_get_src_beams dct istft
+    cumsum flatten_batch search_sorted unflatten_batch edit_distance_table math_norm optimal_completions repeat
+    tile twod_lstm batch_softmax combine_dims ctc_loss dot_attention fold gauss_window_attention global_train_step
+    random random_state_init rec_last_output rec_unstack remove reshape resize scaled_grad
+    sparse_softmax_cross_entropy_with_logits synthetic_gradient tikhonov_regularization top_k unflatten_nd
     """
-    assert not set(wanted.split()) - set(layer_class_names())
+    missing = set(ranking.split()) - set(layer_class_names())
+    assert missing <= set(NOT_HERE)
+    most_used = ranking.split()[:65]  # more than the 54 classes that 676 of 692 public networks are made of
+    assert missing & set(most_used) == {"kenlm"}
 
 
 def test_description(tmp_path: Path) -> None:
