@@ -281,3 +281,39 @@ def test_other_prefixes_stand_beside_each_other(tmp_path):
     first.save_epoch(progress(1), *state())
     second.save_epoch(progress(2), *state())
     assert (first.epochs(), second.epochs()) == ([1], [2])
+
+
+def test_manifests_come_newest_first_and_only_when_asked_for(store, monkeypatch):
+    store.save_epoch(progress(1), *state())
+    store.save_latest(progress(2, 3), *state())
+    store.save_epoch(progress(2), *state())
+    store.save_latest(progress(3, 1), *state())
+    names = [manifest.name for manifest in store.manifests()]
+    assert names == ["model.latest.b", "model.002", "model.latest.a", "model.001"]
+    assert sorted(names) == store.names()
+    read = []
+    manifest = store.manifest
+    monkeypatch.setattr(store, "manifest", lambda name: read.append(name) or manifest(name))
+    assert store.epochs() == [1, 2]
+    assert read == []
+    assert store.load_newest().manifest.name == "model.latest.b"
+    assert sorted(read) == ["model.latest.a", "model.latest.b"]
+
+
+def test_one_by_its_name(store):
+    store.save_epoch(progress(1), *state(1.0))
+    store.save_latest(progress(2, 3), *state(2.0))
+    assert store.load_named("model.001").progress == progress(1)
+    latest = store.load_named("model.latest.a")
+    assert latest.progress == progress(2, 3)
+    assert latest.optimizer is not None
+    with pytest.raises(NoCheckpointError, match=r"model\.002\.json: no such manifest .*model\.001, model\.latest\.a"):
+        store.load_named("model.002")
+
+
+def test_parameters_beside_their_average_are_looked_at(store):
+    model, optimizer = state()
+    bad = {"trained_parameters": {"weight": torch.tensor([float("nan")])}}
+    with pytest.raises(NonFiniteError, match=r"trained_parameters\.weight"):
+        store.save_epoch(progress(1), model, {**optimizer, **bad})
+    assert store.load_newest() is None

@@ -77,3 +77,10 @@ def test_nothing_is_deleted_when_too_few_are_valid(store):
     for epoch in (2, 3, 4, 5, 6):
         (store.folder / f"model.{epoch:03d}.pt").write_bytes(b"x")
     assert Retention(keep_last=1).apply(store, SCORE) == []
+
+
+def test_a_damaged_manifest_does_not_count_as_kept(store, caplog):
+    (store.folder / "model.006.json").write_text("{}")
+    assert Retention(keep_last=1).apply(store, SCORE) == [1, 2, 3]
+    assert store.load_newest().progress.epoch == 5
+    assert "model.006.json" in caplog.text
