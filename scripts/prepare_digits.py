@@ -4,16 +4,17 @@
     python scripts/prepare_digits.py PATH/TO/recordings data/digits
 
 The recordings are `<digit>_<speaker>_<index>.wav`; as many speakers as there are. A string is 1 to 7 recordings of one
-speaker with pauses of silence around them. Written are, for every speaker S,
+speaker, silence cut off at both ends, with pauses around them. Written are, for every speaker S,
 
-    train.S.hdf      strings of the recordings with index 10 and up, with augmentation: see `augmented`
+    train.S.hdf      strings of the recordings with index 10 and up, with augmentation: see `Voice`
     dev.S.hdf        strings of index 5 to 9
     test.S.hdf       strings of index 0 to 4 (the test part by convention)
     all.S.hdf        strings of all recordings, to test on when S was held out of training
     train.without_S.txt, dev.without_S.txt   the train and dev files of the others
 
-The features are 24 log-mel energies, every feature with mean 0 and standard deviation 1 over the string. Everything
-that is written is a function of the recordings and the seed.
+The features are 24 log-mel energies every 10 ms, each mapped so that it has a normal distribution over all recordings
+of its speaker; no labels are needed for that.
+Everything that is written is a function of the recordings and the seed.
 """
 
 from __future__ import annotations
@@ -26,28 +27,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtri
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.audio_file import read_audio
-from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.hdf_writer import HDFWriter
-from returnn_hydra.data.perturb import change_speed
 
 SAMPLE_RATE = 8_000
 NUM_MELS = 24
-"""Filters so wide that they do not resolve the harmonics of the voice."""
-STEP = 0.010
-"""Seconds between frames."""
+LOWEST_HZ, HIGHEST_HZ = 100.0, 3900.0
+STEP, WINDOW, FFT_SIZE = 80, 200, 256
+"""In samples: between frames, in a frame, and with the zeros behind it."""
+TRIM_DB, FLOOR_DB, LOUD_DB = 25.0, 30.0, 35.0
+"""Below the loudest frames: what is cut off a recording's ends; where the features have their floor; what does not
+count for the scale."""
+NUM_QUANTILES = 34
 MAX_DIGITS = 7
 PAUSE = (0.05, 0.35)
 """Shortest and longest pause, in seconds."""
-SPEEDS = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
-TEMPOS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4)
-SNR_DB = (3.0, 35.0)
-EQUALIZER_DB, EQUALIZER_KNOTS = 8.0, 8
-GAIN_DB = 6.0
-"""Largest difference of a digit to the string."""
-NUM_STRINGS = {"train": 1600, "dev": 60, "test": 100, "all": 200}
+NUM_TRAIN, NUM_STRINGS = 3200, {"dev": 60, "test": 100, "all": 200}
 """Per speaker."""
 
 
@@ -75,72 +73,159 @@ def read_recordings(folder: Path) -> dict[str, list[Recording]]:
         audio, rate = read_audio(file, str(file))
         if rate != SAMPLE_RATE or audio.ndim != 1:
             raise ValueError(f"{file}: {rate} Hz, shape {audio.shape}; expected one channel of {SAMPLE_RATE} Hz")
-        recording = Recording(int(match[1]), match[2], int(match[3]), audio)
+        recording = Recording(int(match[1]), match[2], int(match[3]), trimmed(audio))
         found.setdefault(recording.speaker, []).append(recording)
     if not found:
         raise ValueError(f"{folder}: no .wav files")
     return dict(sorted(found.items()))
 
 
+def trimmed(audio: np.ndarray) -> np.ndarray:
+    """The waveform (S,) without silence at its ends; 30 ms are left."""
+    power = spectra(audio, np.arange(0, len(audio), STEP)).mean(1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (-TRIM_DB / 10)) * STEP
+    return audio[max(loud[0] - 3 * STEP, 0) : loud[-1] + 4 * STEP]
+
+
+def spectra(audio: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Power spectra of the frames around these samples: (S,), (T,) -> (T, FFT_SIZE / 2 + 1)."""
+    padded = np.pad(audio, WINDOW // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[centres] * np.hanning(WINDOW)
+    return np.abs(np.fft.rfft(frames, FFT_SIZE)) ** 2
+
+
+def mel_edges() -> np.ndarray:
+    """Edges and centres of the filters in Hz, (NUM_MELS + 2,): evenly spaced on the mel scale."""
+    lowest, highest = (2595 * np.log10(1 + hz / 700) for hz in (LOWEST_HZ, HIGHEST_HZ))
+    return 700 * (10 ** (np.linspace(lowest, highest, NUM_MELS + 2) / 2595) - 1)
+
+
+def filters(edges: np.ndarray) -> np.ndarray:
+    """Triangles of sum 1: (NUM_MELS + 2,) -> (FFT_SIZE / 2 + 1, NUM_MELS)."""
+    hz = np.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)[:, None]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.minimum((hz - left) / (centre - left), (right - hz) / (right - centre)).clip(0)
+    return weights / (weights.sum(0) + 1e-3)
+
+
+def decibels(power: np.ndarray) -> np.ndarray:
+    """Relative to the loudest frames, with a floor: (T, NUM_MELS) -> (T, NUM_MELS)."""
+    return 10 * np.log10(power / (loudness(power) + 1e-9) + 10 ** (-FLOOR_DB / 10))
+
+
+def loudness(power: np.ndarray) -> float:
+    return float(np.quantile(power.mean(1), 0.95))
+
+
+class SpeakerScale:
+    """Maps every feature so that its values over a speaker's loud frames have a normal distribution (de la Torre et al.
+    2005, Histogram Equalization of Speech Representation for Robust Speech Recognition): speakers, microphones and
+    rooms differ less then.
+    """
+
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        weights = filters(mel_edges())
+        frames = []
+        for recording in recordings:
+            power = spectra(recording.audio, np.arange(0, len(recording.audio), STEP)) @ weights
+            frames.append(decibels(power)[power.mean(1) > loudness(power) * 10 ** (-LOUD_DB / 10)])
+        shares = np.linspace(0.005, 0.995, NUM_QUANTILES)
+        self.values = np.quantile(np.concatenate(frames), shares, axis=0)  # (NUM_QUANTILES, NUM_MELS)
+        self.targets = ndtri(shares)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(T, NUM_MELS) dB -> (T, NUM_MELS), between the outermost quantiles."""
+        columns = [np.interp(*pair, self.targets) for pair in zip(values.T, self.values.T, strict=True)]
+        return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a string is spoken and recorded: all zero for what is really there, else the most that may change."""
+
+    gain_db: float = 0.0
+    """Of every digit."""
+    tempo: float = 0.0
+    """Natural logarithm of the factor, of the string and again of every quarter of a second."""
+    warp: float = 0.0
+    """Natural logarithm of the factor of all frequencies, as from the length of the vocal tract (Jaitly and Hinton
+    2013, Vocal Tract Length Perturbation improves speech recognition)."""
+    bend: float = 0.0
+    """The same at four points of the frequency axis by themselves, with straight lines between: single formants."""
+    noise: float = 0.0
+    """Part of the strings with noise, 5 to 40 dB below the speech, with a spectrum that bends by up to 10 dB."""
+    response: float = 0.0
+    """Added to the features at six points, with straight lines between: another frequency response."""
+
+    def centres(self, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """The middles of the frames, (T,) samples."""
+        steps = np.arange(0, num_samples, STEP)
+        tempo = curve(rng, self.tempo, num_samples * 4 // SAMPLE_RATE + 2, len(steps)) + self._draw(rng, self.tempo)
+        frames = np.concatenate([[0.0], np.cumsum(np.exp(-tempo))])
+        return np.interp(np.arange(int(frames[-1])), frames, [*steps, num_samples]).astype(int)
+
+    def filters(self, rng: np.random.Generator) -> np.ndarray:
+        edges = mel_edges()
+        edges = edges * np.exp(self._draw(rng, self.warp) + curve(rng, self.bend, 4, len(edges)))
+        limit = HIGHEST_HZ  # what would lie above is pressed together below the half of the sample rate
+        edges = np.where(edges > limit, limit + (edges - limit) * 0.05, edges)
+        return filters(np.maximum.accumulate(edges + 0.01 * np.arange(len(edges))))
+
+    def noisy(self, power: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Power of speech and noise, (T, NUM_MELS); that of noise in a filter is about Gamma distributed."""
+        if rng.random() >= self.noise:
+            return power
+        shape = 10 ** (curve(rng, 10.0, 6, NUM_MELS) / 10)
+        level = loudness(power) * 10 ** (-rng.uniform(5, 40) / 10)
+        return power + level * shape / shape.mean() * rng.gamma(2.0, 0.5, power.shape)
+
+    @staticmethod
+    def _draw(rng: np.random.Generator, most: float) -> float:
+        return rng.uniform(-most, most)
+
+
+AS_RECORDED = Voice()
+VARIED = Voice(gain_db=6.0, tempo=0.3, warp=0.15, bend=0.05, noise=0.5, response=0.3)
+
+
+def curve(rng: np.random.Generator, most: float, num_knots: int, size: int) -> np.ndarray:
+    """Straight lines between random numbers from -most to most, (size,)."""
+    return np.interp(np.linspace(0, num_knots - 1, size), np.arange(num_knots), rng.uniform(-most, most, num_knots))
+
+
 def strings(
-    recordings: Sequence[Recording], num: int, rng: np.random.Generator, gain_db: float = 0.0
+    recordings: Sequence[Recording], num: int, voice: Voice, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Waveforms (S,) and digits of `num` random strings; each digit is up to `gain_db` louder or softer."""
+    """Waveforms (S,) and digits of `num` random strings."""
     for _ in range(num):
         chosen = [recordings[i] for i in rng.integers(len(recordings), size=rng.integers(1, MAX_DIGITS + 1))]
         pauses = [np.zeros(int(rng.uniform(*PAUSE) * SAMPLE_RATE)) for _ in range(len(chosen) + 1)]
         pieces = [pauses[0]]
         for recording, pause in zip(chosen, pauses[1:], strict=True):
-            pieces += [recording.audio * 10 ** (rng.uniform(-gain_db, gain_db) / 20), pause]
+            pieces += [recording.audio * 10 ** (rng.uniform(-voice.gain_db, voice.gain_db) / 20), pause]
         yield np.concatenate(pieces), [recording.digit for recording in chosen]
 
 
-def augmented(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The waveform (S,) as another speaker, room and microphone might have given it: another speed (pitch and formants
-    go along), another frequency response, and for three of four strings noise.
-    """
-    audio = equalized(change_speed(audio, SPEEDS[rng.integers(len(SPEEDS))]), rng)
-    if rng.random() < 0.75:
-        noise = equalized(rng.standard_normal(len(audio)), rng)
-        level = np.sqrt((audio**2).mean() / (noise**2).mean())
-        audio = audio + noise * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
-    return audio
+def features(audio: np.ndarray, scale: SpeakerScale, voice: Voice, rng: np.random.Generator) -> np.ndarray:
+    """(S,) -> (T, NUM_MELS), of variance 1."""
+    power = voice.noisy(spectra(audio, voice.centres(len(audio), rng)) @ voice.filters(rng), rng)
+    return (scale(decibels(power)) + curve(rng, voice.response, 6, NUM_MELS)).astype(np.float32)
 
 
-def equalized(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The waveform (S,) with random gains at some frequencies, and straight lines in dB between these."""
-    spectrum = np.fft.rfft(audio)
-    knots = rng.uniform(-EQUALIZER_DB, EQUALIZER_DB, EQUALIZER_KNOTS)
-    gains = np.interp(np.linspace(0, EQUALIZER_KNOTS - 1, len(spectrum)), np.arange(EQUALIZER_KNOTS), knots)
-    return np.fft.irfft(spectrum * 10 ** (gains / 20), n=len(audio))
-
-
-def features(tempo: float = 1.0) -> AudioFeatures:
-    """Log-mel energies; `tempo` 2 halves the number of frames, and the pitch stays."""
-    return AudioFeatures(
-        features="log_mel_filterbank",
-        num_feature_filters=NUM_MELS,
-        step_len=STEP * tempo,
-        norm_mean="per_seq",
-        norm_std_dev="per_seq",
-        sample_rate=SAMPLE_RATE,
-    )
-
-
-def write_strings(path: Path, part: str, recordings: Sequence[Recording], seed: int) -> int:
-    """An HDF file with the streams `data` (T, 24) and `classes`; how many frames there are."""
+def write_strings(
+    path: Path, part: str, num: int, recordings: Sequence[Recording], scale: SpeakerScale, seed: int
+) -> int:
+    """An HDF file of `num` strings with the streams `data` (T, NUM_MELS) and `classes`; how many frames there are."""
     speaker = recordings[0].speaker
     rng = np.random.default_rng([seed, zlib.crc32(f"{part} {speaker}".encode())])
-    extractors = [features(tempo) for tempo in TEMPOS] if part == "train" else [features()]
-    specs = {"data": extractors[0].spec, "classes": TensorSpec(dim=10, sparse=True)}
-    gain_db = GAIN_DB if part == "train" else 0.0
+    voice = VARIED if part == "train" else AS_RECORDED
+    specs = {"data": TensorSpec(dim=NUM_MELS), "classes": TensorSpec(dim=10, sparse=True)}
     num_frames = 0
     with HDFWriter(path, specs, labels={"classes": [str(d) for d in range(10)]}, overwrite=True) as writer:
-        for number, (audio, digits) in enumerate(strings(recordings, NUM_STRINGS[part], rng, gain_db)):
-            tag = f"{part}-{speaker}-{number:04d}"
-            audio = augmented(audio, rng) if part == "train" else audio
-            frames = extractors[rng.integers(len(extractors))](audio, SAMPLE_RATE, seq_tag=tag)
-            writer.write(tag, {"data": frames, "classes": np.array(digits, dtype=np.int32)})
+        for number, (audio, digits) in enumerate(strings(recordings, num, voice, rng)):
+            frames = features(audio, scale, voice, rng)
+            streams = {"data": frames, "classes": np.array(digits, dtype=np.int32)}
+            writer.write(f"{part}-{speaker}-{number:04d}", streams)
             num_frames += len(frames)
     return num_frames
 
@@ -150,18 +235,24 @@ def main() -> None:
     parser.add_argument("recordings", type=Path, help="the folder with the .wav files")
     parser.add_argument("target", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--strings", type=int, default=NUM_TRAIN, help=f"to train on, for each speaker; default: {NUM_TRAIN}"
+    )
     arguments = parser.parse_args()
     target = arguments.target
     target.mkdir(parents=True, exist_ok=True)
     by_speaker = read_recordings(arguments.recordings)
+    sizes = {"train": arguments.strings, **NUM_STRINGS}
     indices = {"train": range(10, 10_000), "dev": range(5, 10), "test": range(5), "all": range(10_000)}
     for speaker, recordings in by_speaker.items():
+        scale = SpeakerScale(recordings)
         for part, wanted in indices.items():
             chosen = [recording for recording in recordings if recording.index in wanted]
             if not chosen:
                 raise ValueError(f"speaker {speaker}: no recordings for {part}, with index {wanted[0]} to {wanted[-1]}")
-            num_frames = write_strings(target / f"{part}.{speaker}.hdf", part, chosen, arguments.seed)
-            print(f"{part}.{speaker}.hdf: {NUM_STRINGS[part]} strings, {num_frames} frames", flush=True)
+            file = target / f"{part}.{speaker}.hdf"
+            num_frames = write_strings(file, part, sizes[part], chosen, scale, arguments.seed)
+            print(f"{file.name}: {sizes[part]} strings, {num_frames} frames", flush=True)
         others = [other for other in by_speaker if other != speaker]
         for part in ("train", "dev"):
             lines = "".join(f"{part}.{other}.hdf\n" for other in others)

@@ -25,6 +25,7 @@ Pair = tuple[Tensor, Tensor]
 INPUTS, OUTPUTS = ["features", "lengths"], ["outputs", "output_lengths"]
 OPSET = 18
 _FATAL_ONLY = 4
+logger = logging.getLogger(__name__)
 
 
 class ExportError(RunError):
@@ -79,6 +80,7 @@ def export(encoder: nn.Module, num_features: int, file: Path, check: Callable[[P
                 difference = check(part)
             except Exception as error:  # torch and onnxruntime raise errors of all classes
                 problems.append(f"{way}: {_gist(error)}")
+                logger.info("No ONNX file by %s", problems[-1])
                 continue
             part.replace(file)
             return way, difference
@@ -108,16 +110,15 @@ def _torch_export(encoder: nn.Module, example: Pair, file: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings: the check says what is wrong."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporters print and warn of: the check says what is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _gist(error: Exception) -> str:

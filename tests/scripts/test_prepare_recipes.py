@@ -75,7 +75,6 @@ def test_an4_transcription_of_another_utterance(an4, tmp_path):
     assert "expected `<s> WORDS </s> (test000-x-b)`" in done.stderr
 
 
-@pytest.mark.slow
 def test_digits(tmp_path):
     for speaker in ("ann", "bob"):
         for digit in (3, 8):
@@ -85,7 +84,7 @@ def test_digits(tmp_path):
                 soundfile.write(file, noise(0.1, 8000, index), 8000)
     outs = [tmp_path / "one", tmp_path / "two"]
     for out in outs:
-        done = run_script("prepare_digits.py", tmp_path / "recordings", out)
+        done = run_script("prepare_digits.py", tmp_path / "recordings", out, "--strings", "5")
         assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in outs[0].iterdir())
     assert names == sorted(path.name for path in outs[1].iterdir())
@@ -95,6 +94,9 @@ def test_digits(tmp_path):
         for name in ("data", "classes"):
             for a, b in zip(first[name], second[name], strict=True):
                 np.testing.assert_array_equal(a, b)
+        assert {frames.shape[1] for frames in first["data"]} == {24}
+        if part != "train":  # as recorded: no value beyond the outermost quantiles of a normal distribution
+            assert 0.5 < np.abs(np.concatenate(first["data"])).max() < 2.6
         sizes = one.seq_lengths("classes")
         assert sizes.min() >= 1
         assert sizes.max() <= 7
