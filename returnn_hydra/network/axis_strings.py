@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.errors import NetworkError
@@ -56,6 +57,8 @@ class AxisFinder:
             for part in spec:
                 found += [axis for axis in self.all(tensor, part) if axis not in found]
             return found
+        if hasattr(spec, "dimension") and hasattr(spec, "kind"):
+            return self._of_dim(tensor, spec)
         if not isinstance(spec, str):
             raise NetworkError(f"{self.where}: axis {spec!r} is no axis string; forms: {FORMS}")
         return self._by_name(tensor, spec)
@@ -78,6 +81,19 @@ class AxisFinder:
         if not -len(axes) <= index < len(axes):
             raise NetworkError(f"{self.where}: axis {index} of {axes} does not exist")
         return axes[index]
+
+    def _of_dim(self, tensor: NamedTensor, dim: Any) -> list[Axis]:
+        """The axis that a `Dim` object means: the batch, else one of its size (or variable size); of several, by name.
+
+        In a network that is right, a `Dim` is one of the tensor's; so the only one that it can be is the one.
+        """
+        visible = self.visible(tensor)
+        if dim.is_batch_dim():
+            return [axis for axis in visible if axis.kind == "batch"]
+        rest = [axis for axis in visible if not axis.is_batch_like]
+        fits = [axis for axis in rest if (None if axis.is_dynamic else axis.size) == dim.dimension]
+        named = [axis for axis in fits if str(dim.name).lower() in axis.name.lower()]
+        return named if len(fits) > 1 and len(named) == 1 else fits
 
     def _by_name(self, tensor: NamedTensor, spec: str) -> list[Axis]:
         name = spec.strip().lower()

@@ -312,3 +312,33 @@ def test_config_classes_can_be_pickled(run, hdf):
         "#!rnn.py\ndef f():\n    return 3\ndef check():\n    import pickle\n    return pickle.dumps(f)\n"
     )
     assert pickle.loads(run("my.config", task="config:check"))() == 3
+
+
+def test_dims_as_axes(run, scores, hdf):
+    """Newer dicts name sizes and axes by `Dim` objects."""
+    text = """#!rnn.py
+from returnn.tf.util.data import FeatureDim, SpatialDim, batch_dim
+
+use_tensorflow = True
+time_dim, in_dim, classes_dim = SpatialDim("time"), FeatureDim("in", 3), FeatureDim("classes", 2)
+hidden_dim, head_dim = FeatureDim("hidden", 6), SpatialDim("heads", 2)
+extern_data = {"data": {"dim": 3}, "classes": {"dim": 2, "sparse": True}}
+network = {
+    "h": {"class": "linear", "from": "data", "out_dim": hidden_dim, "activation": "tanh"},
+    "split": {"class": "split_dims", "from": "h", "axis": hidden_dim, "dims": (2, 3)},
+    "heads": {"class": "reduce", "mode": "sum", "from": "split", "axis": head_dim},
+    "mean": {"class": "reduce", "mode": "mean", "from": "heads", "axis": time_dim},
+    "both": {"class": "combine", "kind": "add", "from": ["heads", "mean"]},
+    "output": {"class": "softmax", "from": "both", "out_dim": classes_dim, "loss": "ce", "target": "classes"},
+}
+train, dev = {"class": "HDFDataset", "files": ["a.hdf"]}, {"class": "HDFDataset", "files": ["b.hdf"]}
+batch_size, num_epochs, learning_rate = 40, 2, 0.01
+optimizer = {"class": "adam"}
+model, learning_rate_file = "net/model", "net/learning_rates"
+"""
+    Path("my.config").write_text(text)
+    run("my.config")
+    assert scores()[2][1]["dev_score"] < scores()[1][1]["dev_score"]
+    Path("wrong.config").write_text(text.replace('"axis": head_dim', '"axis": SpatialDim("other", 5)'))
+    with pytest.raises(ConfigError, match="network: heads"):
+        run("wrong.config", model="wrong/model")
