@@ -114,6 +114,7 @@ class HDFDataset(Dataset):
         return other
 
     def share_memory(self) -> None:
+        self._all_tags()  # else every process would read its own
         self._caches = self._make_caches(shared=True)
 
     @property

@@ -222,6 +222,15 @@ def test_workers_share_the_cache(tmp_path, monkeypatch):
     assert [batch["data"].tolist() for batch in again] == [batch["data"].tolist() for batch in first]
 
 
+def test_workers_share_the_tags(tmp_path, monkeypatch):
+    """They are read before the processes begin, not once in each."""
+    written = write(tmp_path / "x.hdf", np.arange(1, 20))
+    options = {"batching": Batching(max_seqs=4), "num_workers": 2}
+    loader = Loader(HDFDataset(tmp_path / "x.hdf", cache="none"), **options)
+    monkeypatch.setattr(HDFDataset, "_read_tags", None)
+    assert [tag for batch in loader.epoch(1) for tag in batch.seq_tags] == list(written)
+
+
 def test_no_workers_for_a_block_copy(tmp_path, monkeypatch):
     written = write(tmp_path / "x.hdf", np.arange(1, 20))
     for cache, expected in (("none", 2), ("ram", 0)):
