@@ -170,7 +170,7 @@ class Trainer:
     def _too_large(self, batch: Batch, number: int) -> OutOfMemoryError:
         return OutOfMemoryError(
             f"epoch {self.position.epoch}, batch {number}: out of memory with "
-            f"{describe_batch(batch)}; use a smaller batch_size, or on_oom=split"
+            f"{describe_batch(batch)}; use a smaller batch_size{', or on_oom=split' if self.ranks.size == 1 else ''}"
         )
 
     def train_epoch(self, epoch: int, learning_rate: float) -> None:

@@ -58,6 +58,8 @@ def build_train_step(context: Context, model: nn.Module) -> TrainStep:
     """
     values, ranks = context.values, context.ranks
     step = context.step("train_step")
+    if ranks.size > 1 and values["on_oom"] == "split":
+        raise ConfigError("on_oom=split: only possible in one process; several ranks would make other numbers of steps")
     if values["distributed"] == "ddp":
         if values["fsdp_units"]:
             raise ConfigError("fsdp_units: only distributed=fsdp has them")

@@ -194,6 +194,7 @@ def test_what_does_not_go_with_fsdp(command, torchrun, capsys):
     assert command(*WORDS, "fsdp_units=[lstm]") == 2
     assert "fsdp_units: only distributed=fsdp" in capsys.readouterr().err
     assert "ema.decay is only possible" in torchrun(*WORDS, "distributed=fsdp", "ema.decay=0.9", code=1)
+    assert "on_oom=split: only possible in one process" in torchrun(*WORDS, "on_oom=split", code=1)
     assert "'lstn' matches no module" in torchrun(*WORDS, "distributed=fsdp", "fsdp_units=[lstn]", code=1)
 
 
