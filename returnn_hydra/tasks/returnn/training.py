@@ -158,14 +158,14 @@ def _first_model(session: Session, recipe: Recipe, start: Start, stage: Stage) -
     loaded = min(start.model_epoch, stage.last)
     if start.resume:
         loaded = max(loaded, stage.first)
-    elif start.file is not None and start.optimizer is not None:
-        loaded = start.epoch - 1
+    elif start.optimizer is not None and stage.new_network and start.epoch == stage.first > 1:
+        loaded = start.epoch - 1  # the file is from the stage before
     model = recipe.model(loaded, start.step)
     load_parameters(session, model, start, training=True)
     optimizer_state = start.optimizer
-    if 1 <= loaded < stage.first:  # the file is from the stage before
-        whole, model = model, recipe.model(stage.first, start.step)
-        recipe.take_parameters(model, whole, stage)
+    if 1 <= loaded < stage.first and stage.new_network:
+        before, model = model, recipe.model(stage.first, start.step)
+        recipe.take_parameters(model, before, stage)
         optimizer_state = None
     updater = _updater(session, recipe, model)
     if optimizer_state is not None:
