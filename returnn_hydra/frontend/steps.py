@@ -97,7 +97,7 @@ class RFTrainStep:
         function: the config's train_step.
         templates: of `extern_data`; None: raw tensors only (MiniReturnn's form).
 
-    `global_step` counts the batches trained; set it when a run is resumed.
+    `global_step` counts the batches trained; set it when a run is resumed. `error_names`: losses marked as errors.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class RFTrainStep:
         self.float_dtype = float_dtype
         self.global_step = 0
         self.epoch_continuous: float | None = None
+        self.error_names: set[str] = set()
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         ctx = RunCtx(
@@ -122,6 +123,7 @@ class RFTrainStep:
             arguments = _arguments(model, batch, ctx, self.templates, False, self.float_dtype)
             call_with_wanted(self.function, arguments)
             losses = ctx.shared_losses()
+        self.error_names |= {name for name, loss in losses.items() if loss.as_error}
         if model.training:
             self.global_step += 1
         return losses

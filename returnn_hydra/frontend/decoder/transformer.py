@@ -138,8 +138,12 @@ class TransformerDecoder(Module):
         input_dropout: float | None = None,
         logits_with_bias: bool = False,
         sequential: Any = ModuleList,
+        decoder_layer: Any = None,
+        decoder_layer_opts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        layer = decoder_layer if layer is None else layer
+        layer_opts = decoder_layer_opts if layer_opts is None else layer_opts
         model_dim = as_dim(model_dim, "transformer-dec-dim")
         embed_dim = None if embed_dim is None else as_dim(embed_dim, "transformer-dec-embed-dim")
         newer = behavior_at_least(20)
@@ -218,7 +222,7 @@ class TransformerDecoder(Module):
         x = x * self.input_embedding_scale if self.input_embedding_scale != 1 else x
         if self.pos_enc is not None:
             x = x + self.pos_enc(spatial_dim=spatial_dim, offset=position, device=x.device)
-        return dropout(x, self.input_dropout, axis=self.dropout_broadcast and self.model_dim)
+        return dropout(x, self.input_dropout)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.logits is not None:

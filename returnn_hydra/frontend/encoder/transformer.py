@@ -120,6 +120,6 @@ class TransformerEncoder(Module):
         x = x * self.input_embedding_scale
         if self.pos_enc is not None:
             x = x + self.pos_enc(spatial_dim=spatial_dim, feat_dim=self.model_dim, device=x.device)
-        x = dropout(x, self.input_dropout, axis=self.dropout_broadcast and self.model_dim)
+        x = dropout(x, self.input_dropout)
         x = self.layers(x, spatial_dim=spatial_dim, collected_outputs=collected_outputs)
         return self.final_layer_norm(x)

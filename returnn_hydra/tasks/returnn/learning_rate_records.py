@@ -38,7 +38,8 @@ class LearningRateFile:
         for record in records:
             error: dict[str, object] = dict(self.recipe.score_keys(record.scores))
             if self.with_exp:
-                error |= {f"{key}:exp": math.exp(min(float(value), 700.0)) for key, value in error.items()}  # type: ignore[arg-type]
+                losses = {key: float(value) for key, value in error.items() if not self.recipe.is_error(key)}  # type: ignore[arg-type]
+                error |= {f"{key}:exp": math.exp(min(value, 700.0)) for key, value in losses.items()}
             error[f"{META}effective_learning_rate"] = record.learning_rate
             error[f"{META}epoch_num_train_steps"] = record.step - first_step
             error[f"{META}epoch_train_time_secs"] = round(record.seconds.get("train", 0.0))

@@ -134,6 +134,9 @@ class NetworkDict:
                     grouped.setdefault(f"{dataset}_{kind}", {})[name] = score.mean
         return flatten_scores(grouped)
 
+    def is_error(self, key: str) -> bool:
+        return "_error" in key
+
     def choose_score(self, names: Sequence[str]) -> str | None:
         scores: dict[str, dict[str, Score]] = {}
         for position, name in enumerate(names):  # the values only tell which key came from which name

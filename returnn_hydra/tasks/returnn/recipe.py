@@ -51,6 +51,9 @@ class Recipe(Protocol):
     def score_keys(self, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
         """The scores of an epoch, by data set and loss, under the keys of the learning-rate file."""
 
+    def is_error(self, key: str) -> bool:
+        """Whether a key of the learning-rate file is of an error (`as_error`), which has no exponential."""
+
     def split_key(self, key: str, datasets: Sequence[str]) -> tuple[str, str] | None:
         """The other way: data set and loss of a learning-rate file's key; None: it is no score of these data sets."""
 

@@ -45,6 +45,7 @@ class UserFunctions:
             raise ConfigError("extern_data is missing: {stream: {dim, sparse, shape, ...}}")
         self.specs: dict[str, TensorSpec] = specs_of_templates(self.templates)
         self.float_dtype: str | None = session.values.get("default_float_dtype")
+        self.error_names: set[str] = set()
 
     def files(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -70,7 +71,9 @@ class UserFunctions:
         return rule
 
     def train_step(self) -> RFTrainStep:
-        return RFTrainStep(self.session.function("train_step"), self.templates, float_dtype=self.float_dtype)
+        step = RFTrainStep(self.session.function("train_step"), self.templates, float_dtype=self.float_dtype)
+        self.error_names = step.error_names
+        return step
 
     def set_progress(self, train_step: RFTrainStep, model: nn.Module, epoch: int, step: int) -> None:
         train_step.global_step = step
@@ -111,6 +114,9 @@ class UserFunctions:
             for dataset, entries in scores.items()
             for name, score in entries.items()
         }
+
+    def is_error(self, key: str) -> bool:
+        return any(key.endswith(f"_loss_{name}") for name in self.error_names)
 
     def choose_score(self, names: Sequence[str]) -> str | None:
         return returnn_choice(self.session.values.get("learning_rate_control_error_measure"))(names)
