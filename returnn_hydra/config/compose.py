@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,8 +22,13 @@ OVERRIDES_FILE = "overrides.yaml"
 CALLABLE = "\0function "
 """Begins the word that stands for a function while interpolations are resolved; no YAML file can hold it."""
 
-NOT_INHERITED = ("run", "name", "task", "allow_targets", "overrides", "steal_lock", "allow_changed")
+NOT_INHERITED = (
+    *("run", "name", "task", "outputs", "allow_targets", "overrides", "steal_lock", "allow_changed"),
+    *("returnn_config", "returnn"),
+)
 """Keys of an old run that its `run=` does not bring back."""
+OUTPUTS = ("forward_callback", "search_output", "callbacks")
+"""Nodes whose `file` is written."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ def finish(composed: DictConfig, overrides: list[str]) -> Composed:
     callables: dict[str, Any] = {}
     if composed.run is not None:
         config = _on_top(_load_run(Path(composed.run)), composed, [*keys, *NOT_INHERITED])
+        for key in OUTPUTS:
+            _refuse_saved_files(config.get(key), key, composed.run, keys)
     if config.overrides is not None:
         from_file, callables = _load_python(Path(config.overrides))
         config = _on_top(_merge(config, from_file, config.overrides), composed, keys)
@@ -192,9 +200,40 @@ def _load_run(folder: Path) -> DictConfig:
     if not file.is_file():
         hint = nearest(folder.name, [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else [])
         raise ConfigError(f"run={folder}: no {COMPOSED_FILE} there, so this is no run's folder{hint}")
-    saved = OmegaConf.load(file)
-    assert isinstance(saved, DictConfig)
+    saved = load_saved(file)
+    if not isinstance(saved, DictConfig):
+        raise ConfigError(f"{file}: expected the keys of a configuration")
     return _merge(OmegaConf.structured(Config), saved, str(file))
+
+
+def load_saved(file: Path) -> Any:
+    """A YAML file of a run's folder, as data.
+
+    Raises:
+        ConfigError: it is damaged, or asks for objects of Python.
+    """
+    try:
+        return OmegaConf.load(file)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise ConfigError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
+
+
+def _refuse_saved_files(node: Any, path: str, run: str, keys: list[str]) -> None:
+    """A saved configuration may not say where files are written, but for the run's own folder.
+
+    Raises:
+        ConfigError: a `file` that this command line does not give.
+    """
+    if not isinstance(node, DictConfig):
+        return
+    for key, value in node.items_ex(resolve=False):
+        where = f"{path}.{key!s}"
+        if key == "file" and value is not None and not _is_below(where, keys):
+            raise ConfigError(
+                f"run={run}: its configuration writes to {where}={value!r}; a saved configuration can't choose that: "
+                f"say {where}=FILE, or {where}=null for the run's folder"
+            )
+        _refuse_saved_files(value, where, run, keys)
 
 
 def _merge(base: DictConfig, values: Any, where: str) -> DictConfig:
