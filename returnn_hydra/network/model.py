@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,7 @@ class NetworkModel(nn.Module):
         layers: compute these, too, besides those that the dict itself asks for (forward or search output layers).
         search: also make the parameters of layers that only a search needs (language models to combine with).
         epoch: that the network was made for.
+        read_labels: reads the `vocab_file` that a layer names: the names of all labels.
 
     Raises:
         NetworkError: unknown layer class, option, or reference, with the layer's name.
@@ -102,6 +103,7 @@ class NetworkModel(nn.Module):
         layers: Iterable[str] = (),
         search: bool = False,
         epoch: int = 1,
+        read_labels: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.extern_data = {
@@ -118,6 +120,7 @@ class NetworkModel(nn.Module):
             "extern_data": self.extern_data,
             "config": ConfigValues(options or {}),
             "optimize_move_layers_out": optimize_move_layers_out,
+            "read_labels": read_labels,
             **{key: (options or {}).get(key) for key in ("param_variational_noise", "param_dropout")},
         }
         self.store = ParameterStore(self)

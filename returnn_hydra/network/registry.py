@@ -42,7 +42,6 @@ class LayerClass:
 
 _CLASSES: dict[str, LayerClass] = {}
 NOT_HERE: dict[str, str] = {
-    "kenlm": "the KenLM library is not called; task=search here takes n-gram models (search/)",
     "twod_lstm": "there is no two-dimensional LSTM",
     "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
     "edit_distance_table": "use the loss 'expected_loss' with an edit distance, or 'edit_distance' behind the loop",

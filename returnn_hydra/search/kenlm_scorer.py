@@ -27,6 +27,27 @@ def is_kenlm_binary(path: str | Path) -> bool:
         return file.read(len(BINARY_MAGIC)) == BINARY_MAGIC
 
 
+def load_kenlm(path: str | Path) -> tuple[Any, Any]:
+    """KenLM's module, and the model of a file.
+
+    Raises:
+        ImportError: KenLM is not installed.
+        ValueError: KenLM can't read the file.
+    """
+    try:
+        import kenlm
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is read by KenLM, which needs the extra: pip install 'returnn-hydra[kenlm]'"
+        ) from error
+    options = kenlm.Config()
+    options.show_progress = False
+    try:
+        return kenlm, kenlm.LanguageModel(str(path), options)
+    except OSError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 class KenLMScorer(TableScorer):
     """An n-gram model in KenLM as a scorer; the same scores as `NgramScorer` on the same model.
 
@@ -42,19 +63,7 @@ class KenLMScorer(TableScorer):
     """
 
     def __init__(self, path: str | Path, labels: Sequence[str], bos: int, eos: int | None) -> None:
-        try:
-            import kenlm
-        except ImportError as error:
-            raise ImportError(
-                f"{path} is read by KenLM, which needs the extra: pip install 'returnn-hydra[kenlm]'"
-            ) from error
-        self._kenlm: Any = kenlm
-        options = kenlm.Config()
-        options.show_progress = False
-        try:
-            self.model: Any = kenlm.LanguageModel(str(path), options)
-        except OSError as error:
-            raise ValueError(f"{path}: {error}") from error
+        self._kenlm, self.model = load_kenlm(path)
         self._bos = bos
         self._words: list[str | None] = [label if label.strip() else SPACE for label in labels]
         unknown = [word for i, word in enumerate(self._words) if word not in self.model and i not in (bos, eos)]
@@ -65,7 +74,7 @@ class KenLMScorer(TableScorer):
         self._words[bos] = None
         if eos is not None:
             self._words[eos] = END
-        self._begin, self._nothing = kenlm.State(), kenlm.State()
+        self._begin, self._nothing = self._kenlm.State(), self._kenlm.State()
         self.model.BeginSentenceWrite(self._begin)
         self.model.NullContextWrite(self._nothing)
         super().__init__(len(labels), start=self._nothing)

@@ -14,6 +14,7 @@ from returnn_hydra.batch import Batch, Loss, Output, TensorSpec
 from returnn_hydra.compat.score_keys import error_key, flatten_scores
 from returnn_hydra.compat.tf_optimizer import build_tf_optimizer
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.data.vocab import Vocabulary
 from returnn_hydra.engine.scores import Score
 from returnn_hydra.network.carry_over import take_parameters
 from returnn_hydra.network.errors import NetworkError
@@ -53,6 +54,7 @@ class NetworkDict:
                 behavior_version=self.session.values.get("behavior_version") or 0,
                 options=self.session.values,
                 epoch=max(epoch, 1),
+                read_labels=lambda path: Vocabulary(path).labels,
             )
         except NetworkError as error:
             raise ConfigError(f"network: {error}") from error
