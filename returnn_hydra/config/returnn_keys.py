@@ -6,9 +6,12 @@ and an unknown one a warning with the nearest known key.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from returnn_hydra.config.errors import ConfigError, nearest
@@ -20,6 +23,7 @@ Function = Callable[..., Any]
 DatasetType = dict | str | Function | None
 PerEpoch = int | Function | None
 Lengths = int | float | dict | None
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,12 @@ _USED = _group(
     ("startup_callback", Function | None, "callbacks"),
     ("torch_dataloader_opts", dict | None, "num_workers"),
     ("torch_distributed", dict | None, "distributed"),
+    ("decouple_constraints", bool, "a check: weight decay is decoupled with torch, part of the loss in a network dict"),
+    (
+        "use_last_best_model",
+        dict | bool | None,
+        "a check: it only concerns network dicts, and is an error there",
+    ),
     ("sort_dataset", bool | int, "the order of the sequences in forward"),
     ("eval_output_file", str | None, "the file with the scores of task=eval"),
     ("rf_att_dropout_broadcast", bool | None, "frontend"),
@@ -168,6 +178,7 @@ _USED = _group(
 )
 
 _TF_ONLY = "only concerns TensorFlow's memory, sessions or debugging"
+_JAX = "belongs to RETURNN's JAX backend"
 _OLD = "has had no effect since RETURNN's Theano years"
 _DEBUG = "a debugging aid of RETURNN; see debug= here"
 _IDLE = _group(
@@ -178,7 +189,35 @@ _IDLE = _group(
     ("default_input", str | None, "steps take their streams by name"),
     ("log_grad_norm", bool | int | float, "the norm of the gradient is measured, but not logged"),
     ("tensorboard_opts", dict | None, "scores are written after every epoch"),
-    ("decouple_constraints_factor", float, "see decouple_constraints"),
+    ("decouple_constraints_factor", float, "only concerns decouple_constraints of a network dict"),
+    ("tf_profiler_logdir", str | None, _TF_ONLY),
+    ("tf_profile_step", Any, _TF_ONLY),
+    ("tf_jit", Any, _TF_ONLY),
+    ("tf_data_provider_capacity", Any, _TF_ONLY),
+    ("tf_cudnn_autotune", Any, _TF_ONLY),
+    ("jax_jit", Any, _JAX),
+    ("jax_time_buckets", Any, _JAX),
+    ("jax_static_shapes", Any, _JAX),
+    ("jax_default_matmul_precision", Any, _JAX),
+    ("jax_data_prefetch", Any, _JAX),
+    ("jax_compilation_cache_dir", Any, _JAX),
+    ("optimize_move_layers_out", bool, "layers of a loop that need not be in it are always moved out"),
+    ("debug_runtime_sanity_checks", bool, _DEBUG),
+    ("debug_print_layer_output", bool, _DEBUG),
+    ("debug_print_layer_output_shape", bool, _DEBUG),
+    ("debug_rec_layer", Any, _DEBUG),
+    ("debug_shell_in_runner_step", Any, _DEBUG),
+    ("debug_objective_loss_summaries", bool, _DEBUG),
+    ("debug_unnormalized_loss_summaries", bool, _DEBUG),
+    ("update_batch_size", Any, _OLD),
+    ("eval_batch_size", Any, _OLD + "; see batch_size_dev"),
+    ("shuffle_batches", Any, _OLD + "; see online_shuffle_batches"),
+    ("chunk_eval", Any, _OLD),
+    ("data_key", Any, "belongs to tools of RETURNN"),
+    ("analyze_dataset", Any, "belongs to tools of RETURNN"),
+    ("sil_label_idx", Any, "belongs to tools of RETURNN"),
+    ("horovod_scale_lr", bool, "see use_horovod"),
+    ("horovod_avg_grad", bool, "see use_horovod"),
     ("forward_auto_split_batch_on_oom", bool, "a batch that does not fit into memory is always split in forward"),
     ("flat_net_construction", bool, "deep networks need no other construction here"),
     ("debug_print_layer_output_template", bool, _DEBUG),
@@ -256,8 +295,13 @@ _REFUSED = _group(
     ("window", int, "windows of frames are not made from the data; use a 'window' layer or rf.window", (1, 0)),
     ("context_window", int | dict, "windows of frames are not made from the data; use a 'window' layer", (1, 0)),
     ("truncation", int, "truncated backpropagation is not supported; use chunking", (-1, 0)),
-    ("use_last_best_model", dict | bool | None, "not supported; start anew with load_epoch", _NOTHING),
-    ("decouple_constraints", bool, "not supported; L2 is part of the loss", _NOTHING),
+    ("train_in_eval", bool, "evaluations do not train", _NOTHING),
+    ("param_dropout", Any, "not supported; use dropout or param_dropout of layers", _NOTHING),
+    ("param_variational_noise", Any, "not supported; use param_variational_noise of layers", _NOTHING),
+    ("enforce_min_len1", bool, "sequences without frames are an error or kept as they are", _NOTHING),
+    ("hyper_param_tuning", Any, "see docs: sweeps with python run.py -m", _NOTHING),
+    ("reinit_network_each_epoch", bool, "see get_network", _NOTHING),
+    ("tf_amp", Any, "see torch_amp", _NOTHING),
     ("search_train_network_layers", bool | list | None, "search in training is not supported", _NOTHING),
     ("grad_clip", Any, "RETURNN knows no such key; did you mean gradient_clip?", (None, 0)),
     ("grad_noise", Any, "RETURNN knows no such key; did you mean gradient_noise?", (None, 0)),
@@ -316,7 +360,8 @@ def check_keys(config: ReturnnConfig, strict: bool = False) -> KeyReport:
     """Types of all known keys, and what becomes of every key.
 
     A whole number given as an int where a float is wanted (`learning_rate = 1`) is made a float.
-    A Python file may have helpers of any name: there, only a name that looks like a known key is a warning.
+    A Python file may have helpers of any name: there, a name is a warning if it looks like a known key, or has a plain
+    value that nothing in the config's files reads.
 
     Args:
         strict: unknown keys are an error.
@@ -326,10 +371,11 @@ def check_keys(config: ReturnnConfig, strict: bool = False) -> KeyReport:
     """
     report = KeyReport()
     errors = []
+    words = _words(config)
     for name, value in config.to_dict().items():
         key = KEYS.get(name)
         if key is None:
-            if warning := _unknown(name, value, name in config.python_names):
+            if warning := _unknown(name, value, words if name in config.python_names else None):
                 report.warnings.append(warning)
         elif not fits(value, key.kind):
             errors.append(f"{name}={value!r}: expected {describe(key.kind)}")
@@ -346,11 +392,24 @@ def check_keys(config: ReturnnConfig, strict: bool = False) -> KeyReport:
     return report
 
 
-def _unknown(name: str, value: Any, from_python: bool) -> str:
-    """The warning for a name that is no known key, or an empty text for a helper of a Python file."""
-    if from_python and (callable(value) or name.startswith("_") or not get_close_matches(name, KEYS, 1, cutoff=0.85)):
-        return ""
-    return f"unknown key '{name}'{nearest(name, KEYS)}"
+def _words(config: ReturnnConfig) -> Counter[str]:
+    """How often every name occurs in the config's files, as a name or in a text."""
+    texts = [Path(file).read_text(encoding="utf-8") for file in config.files if Path(file).is_file()]
+    return Counter(word for text in texts for word in re.findall(r"\w+", text))
+
+
+def _unknown(name: str, value: Any, words: Counter[str] | None) -> str:
+    """The warning for a name that is no known key, or an empty text for a helper of a Python file.
+
+    Args:
+        words: those of the config's files, for a name that a Python file defines.
+    """
+    if words is None or get_close_matches(name, KEYS, 1, cutoff=0.85):
+        is_helper = words is not None and (callable(value) or name.startswith("_"))
+        return "" if is_helper else f"unknown key '{name}'{nearest(name, KEYS)}"
+    if not name.startswith("_") and words[name] == 1 and isinstance(value, PLAIN):
+        return f"unknown key '{name}': nothing in the config's files reads it either"
+    return ""
 
 
 def table() -> str:

@@ -27,6 +27,15 @@ class Callback:
     def on_step_end(self, trainer: Trainer, batch: Batch, losses: Mapping[str, Loss]) -> None:
         """One batch has been worked on."""
 
+    def on_epoch_trained(self, trainer: Trainer) -> None:
+        """The last batch of the epoch is done; nothing is saved or evaluated yet."""
+
+    def on_evaluation_start(self, trainer: Trainer, dataset: str) -> None:
+        """Before the first batch of a data set that is evaluated after the epoch."""
+
+    def on_evaluation_end(self, trainer: Trainer, dataset: str) -> None:
+        """After its last batch."""
+
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         """The epoch is trained, saved, evaluated and recorded."""
 

@@ -30,11 +30,15 @@ class ModelFile:
 def load_model_file(path: Path, disk: FileSystem, map_location: Any = "cpu") -> ModelFile:
     """Read a model's `.pt` file; the suffix may be left out. With a manifest beside it, that decides what is intact.
 
+    Of `net/a` and `net/a.pt` the latter wins: the former may be a folder.
+
     Raises:
         NoCheckpointError: there is no such file.
         DamagedStateError: it is damaged, or holds no model.
     """
-    found = next((file for file in (path, path.with_name(path.name + ".pt")) if exists(disk, file)), None)
+    with_suffix = path.with_name(path.name + ".pt")
+    places = (path, with_suffix) if path.suffix == ".pt" else (with_suffix, path)
+    found = next((file for file in places if exists(disk, file)), None)
     if found is None:
         raise NoCheckpointError(f"{path}: there is no such file, nor {path.name}.pt")
     content = _read(found, disk, map_location)

@@ -112,6 +112,7 @@ class Trainer:
             if self.check_batch:
                 self.try_largest_batch(epoch)
             self.train_epoch(epoch, learning_rate)
+            self.notify("on_epoch_trained")
             self.position.trained = True
             self.store.save_epoch(self)
         record = self.evaluate_epoch(epoch, learning_rate)
@@ -280,9 +281,11 @@ class Trainer:
         for name, data in self.eval_data.items():
             started = time.monotonic()
             batches = self.store.until_stopped(data.epoch(epoch))
+            self.notify("on_evaluation_start", name)
             with self.updater.averaged(), self.evaluating():
                 part = evaluate(self.model, self.train_step, batches, self.device, self.updater.autocast)
             self.store.end_if_stopped(epoch)
+            self.notify("on_evaluation_end", name)
             scores[name] = self.ranks.merge(part)
             seconds[name] = time.monotonic() - started
         statistics = dict(self.train_data.statistics(epoch))

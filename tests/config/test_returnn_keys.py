@@ -7,6 +7,7 @@ import pytest
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.returnn_config import load_returnn_config
 from returnn_hydra.config.returnn_keys import KEYS, check_keys, declared_types, table
+from returnn_hydra.tasks.returnn.session import surroundings
 
 PYTHON = """#!rnn.py
 import os
@@ -17,7 +18,7 @@ train_data = {}
 num_classes = 7
 learning_rate = 1
 batch_size = {"data": 100}
-get_model = lambda **kwargs: None
+get_model = lambda **kwargs: (num_classes, train_data)
 tf_log_memory_usage = True
 window = 1
 _private = 3
@@ -39,6 +40,19 @@ def test_python_helpers_are_legal_but_typos_are_not(tmp_path):
     assert isinstance(config.typed_value("learning_rate"), float)
     with pytest.raises(ConfigError, match="unknown key 'num_epoch'"):
         check_keys(load(tmp_path, PYTHON), strict=True)
+
+
+def test_what_nothing_reads_is_told(tmp_path):
+    text = (
+        "#!rnn.py\nfrom returnn.config import get_global_config\nbatch_drop_last = True\ndebug = 1\nhidden = 3\n"
+        "_mine = 4\nasked = 5\n\n\ndef get_model(**_):\n    return hidden, get_global_config().int('asked', 1)\n"
+    )
+    (tmp_path / "my.config").write_text(text)
+    config = load_returnn_config([tmp_path / "my.config"], active=surroundings)
+    report = check_keys(config)
+    assert report.warnings == [
+        f"unknown key '{name}': nothing in the config's files reads it either" for name in ("batch_drop_last", "debug")
+    ]
 
 
 def test_elsewhere_every_unknown_key_is_a_warning(tmp_path):

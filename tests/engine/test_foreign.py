@@ -77,6 +77,12 @@ def test_a_file_without_a_model(tmp_path, content):
         load_model_file(tmp_path / "a.pt", DISK)
 
 
+def test_a_folder_of_the_same_name_is_not_meant(tmp_path):
+    torch.save({"model": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "a.pt")
+    (tmp_path / "a").mkdir()
+    assert load_model_file(tmp_path / "a", FileSystem()).epoch == 3
+
+
 def test_the_manifest_beside_a_file_decides(tmp_path):
     store = CheckpointStore(tmp_path, "me")
     store.save_epoch(Progress(1, None, 1, 0.1), {"w": torch.zeros(1)}, None)

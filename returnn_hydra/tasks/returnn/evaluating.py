@@ -15,6 +15,7 @@ from returnn_hydra.engine.scores import Score
 from returnn_hydra.tasks.evaluate import table
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
 from returnn_hydra.tasks.returnn.forwarding import loaded_model
+from returnn_hydra.tasks.returnn.hooks import call_hook
 from returnn_hydra.tasks.returnn.precision import autocast
 from returnn_hydra.tasks.returnn.recipe import Recipe
 from returnn_hydra.tasks.returnn.session import Session
@@ -38,7 +39,9 @@ def evaluate_task(session: Session, recipe: Recipe) -> float | None:
             as_error.update({key: loss.as_error for key, loss in losses.items()})
             return losses
 
+        call_hook(session.values.get("epoch_start"), model, start.epoch, start.step, name)
         part = evaluate(model, watched, batches, session.device, functools.partial(autocast, session))
+        call_hook(session.values.get("epoch_end"), model, start.epoch, start.step, name)
         scores[name] = session.ranks.merge(part)
     for line in table(scores):
         logger.log(RESULTS, line)

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.device import seed_torch
 from returnn_hydra.engine.ranks import Ranks
-from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.frontend.steps import call_with_wanted, user_model
 from returnn_hydra.tasks.returnn.recipe import Recipe
+
+Hook = Callable[..., Any] | None
 
 
 class Progress(Callback):
@@ -94,23 +96,32 @@ def epoch_seed(epoch: int, step: int, seed: int, ranks: Ranks = Ranks()) -> int:
 
 
 class ConfigHooks(Callback):
-    """The config's `epoch_start` and `epoch_end`, for the training part of every epoch."""
+    """The config's `epoch_start` and `epoch_end`: around the training part of every epoch, and around every evaluation.
 
-    def __init__(self, epoch_start: Callable[..., Any] | None, epoch_end: Callable[..., Any] | None) -> None:
+    `epoch_end` of the training part comes before the epoch is saved, as in RETURNN.
+    """
+
+    def __init__(self, epoch_start: Hook, epoch_end: Hook) -> None:
         self.epoch_start = epoch_start
         self.epoch_end = epoch_end
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        _call(self.epoch_start, trainer)
+        self._call(self.epoch_start, trainer, "train")
 
-    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
-        _call(self.epoch_end, trainer)
+    def on_epoch_trained(self, trainer: Trainer) -> None:
+        self._call(self.epoch_end, trainer, "train")
+
+    def on_evaluation_start(self, trainer: Trainer, dataset: str) -> None:
+        self._call(self.epoch_start, trainer, dataset)
+
+    def on_evaluation_end(self, trainer: Trainer, dataset: str) -> None:
+        self._call(self.epoch_end, trainer, dataset)
+
+    def _call(self, function: Hook, trainer: Trainer, dataset: str) -> None:
+        call_hook(function, trainer.model, trainer.position.epoch, trainer.updater.step, dataset)
 
 
-def _call(function: Callable[..., Any] | None, trainer: Trainer) -> None:
-    if function is None:
-        return
-    epoch, step = trainer.position.epoch, trainer.updater.step
-    call_with_wanted(
-        function, {"epoch": epoch, "step": step, "model": user_model(trainer.model), "dataset_name": "train"}
-    )
+def call_hook(function: Hook, model: nn.Module, epoch: int, step: int, dataset: str) -> None:
+    """Call `epoch_start` or `epoch_end`, if the config has it."""
+    if function is not None:
+        call_with_wanted(function, {"epoch": epoch, "step": step, "model": user_model(model), "dataset_name": dataset})

@@ -46,6 +46,7 @@ class Session:
     def __post_init__(self) -> None:
         self.values = self.config.to_dict()
         self._check_frontend_keys()
+        self._check_backend_keys()
         local_rank = self.ranks.local_rank if self.ranks.size > 1 else None
         try:
             self.device = select_device(device_name(self.values.get("device") or "auto"), local_rank)
@@ -60,6 +61,17 @@ class Session:
             raise ConfigError(f"default_float_dtype={dtype!r}: expected one of {', '.join(FLOAT_DTYPES)}")
         if self.is_network and dtype not in (None, "float32"):
             raise ConfigError(f"default_float_dtype={dtype!r}: a network dict computes with float32")
+
+    def _check_backend_keys(self) -> None:
+        """Keys that ask for something else with a network dict than with torch."""
+        decoupled, optimizer = self.values.get("decouple_constraints"), self.values.get("optimizer")
+        if self.is_network:
+            if decoupled:
+                raise ConfigError("decouple_constraints=True: with a network dict, L2 is part of the loss")
+            if self.values.get("use_last_best_model"):
+                raise ConfigError("use_last_best_model: not supported with a network dict; start anew with load_epoch")
+        elif decoupled is False and isinstance(optimizer, Mapping) and optimizer.get("weight_decay"):
+            raise ConfigError("decouple_constraints=False: weight_decay of a torch optimizer is not part of the loss")
 
     @property
     def is_network(self) -> bool:

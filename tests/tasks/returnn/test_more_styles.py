@@ -253,14 +253,15 @@ def batch_size(*, epoch, **_):
     return 20 * epoch
 
 
-def epoch_start(*, epoch, step, model, **_):
+def epoch_start(*, epoch, step, model, dataset_name, **_):
     with open("hooks.txt", "a") as file:
-        print("start", epoch, step, type(model).__name__, file=file)
+        print("start", epoch, dataset_name, step, type(model).__name__, file=file)
 
 
-def epoch_end(*, epoch, step, **_):
+def epoch_end(*, epoch, dataset_name, **_):
+    import os
     with open("hooks.txt", "a") as file:
-        print("end", epoch, step, file=file)
+        print("end", epoch, dataset_name, os.path.exists(f"net/model.00{epoch}.pt"), file=file)
 
 
 calculate_exp_loss = True
@@ -271,9 +272,14 @@ eval_datasets = {"devtrain": {"class": "HDFDataset", "files": ["a.hdf"]}}
     run("my.config")
     found = scores()[1][1]
     assert found["devtrain_loss_ce:exp"] == pytest.approx(np.exp(found["devtrain_loss_ce"]))
-    assert [line.split()[:2] for line in Path("hooks.txt").read_text().splitlines()] == [
-        ["start", "1"], ["end", "1"], ["start", "2"], ["end", "2"]
-    ]  # fmt: skip
+    lines = [line.split() for line in Path("hooks.txt").read_text().splitlines()]
+    assert [line[:3] for line in lines] == [
+        [when, epoch, name] for epoch in "12" for name in ("train", "devtrain") for when in ("start", "end")
+    ]
+    assert [line[3] for line in lines if line[0] == "end"] == ["False", "True"] * 2
+    Path("hooks.txt").unlink()
+    run("my.config", task="eval")
+    assert [line.split()[2] for line in Path("hooks.txt").read_text().splitlines()] == ["devtrain", "devtrain"]
     rate = torch.load("net/model.001.pt", weights_only=True)["effective_learning_rate"]
     steps = torch.load("net/model.001.pt", weights_only=True)["step"]
     assert rate == pytest.approx(0.01 / steps)

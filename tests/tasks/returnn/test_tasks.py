@@ -99,6 +99,13 @@ def test_what_cannot_be_honoured_is_an_error(run, key, value, message):
         run("plain_torch.config", **{**SMALL, key: value})
 
 
+def test_weight_decay_is_decoupled(run):
+    decay = {"class": "adamw", "weight_decay": 0.1}
+    run("plain_torch.config", decouple_constraints=True, use_last_best_model={}, optimizer=decay, **SMALL)
+    with pytest.raises(ConfigError, match="not part of the loss"):
+        run("plain_torch.config", decouple_constraints=False, optimizer=decay, **SMALL)
+
+
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = Path(__file__).parent / "configs" / "plain_torch.config"
