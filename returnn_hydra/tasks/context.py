@@ -18,6 +18,7 @@ from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.device import seed_everything, select_device
+from returnn_hydra.engine.files import explain_write
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.log import RunLog
 from returnn_hydra.engine.ranks import Ranks
@@ -79,10 +80,13 @@ class Context:
         return cls(config, values, folder, builder, device, extern_data, overrides, ranks)
 
     def __enter__(self) -> Context:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        path, disk = self.folder.path, self.folder.disk
+        with explain_write(disk, path, 0):
+            path.mkdir(parents=True, exist_ok=True)
         first = self.ranks.is_first
-        file = self.folder.log_file if first else self.folder.path / f"run.rank{self.ranks.rank}.log"
-        self.log = RunLog(self.values["log_verbosity"], file, terminal=first)
+        file = self.folder.log_file if first else path / f"run.rank{self.ranks.rank}.log"
+        with explain_write(disk, file, 0):
+            self.log = RunLog(self.values["log_verbosity"], file, terminal=first)
         return self
 
     def __exit__(
