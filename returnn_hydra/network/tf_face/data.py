@@ -17,7 +17,8 @@ class UserData(Facade):
     expression_attributes = frozenset(
         "placeholder batch_dim_axis time_dim_axis feature_dim_axis dim sparse ndim batch_ndim dtype batch_shape "
         "get_placeholder_as_batch_major get_placeholder_as_time_major get_sequence_lengths copy_as_batch_major "
-        "size_placeholder is_batch_major is_time_major copy copy_masked_0 get_sequence_mask have_time_axis".split()
+        "size_placeholder is_batch_major is_time_major copy get_sequence_mask have_time_axis have_batch_axis "
+        "have_feature_axis shape time_dimension get_batch_dim get_dynamic_size".split()
     )
 
     def __init__(self, named: NamedTensor, hidden: frozenset[Axis] = frozenset()) -> None:
@@ -89,6 +90,31 @@ class UserData(Facade):
     @property
     def is_time_major(self) -> bool:
         return False
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Without the batch; None: differs from sequence to sequence."""
+        return self.batch_shape[1:]
+
+    def time_dimension(self) -> Tensor:
+        """Number of frames of the longest sequence."""
+        place = self.time_dim_axis
+        if place is None:
+            raise ValueError("the data has no time axis")
+        return tf_tensor(torch.tensor(self.placeholder.shape[place], dtype=torch.int32))
+
+    def get_batch_dim(self) -> Tensor:
+        return tf_tensor(torch.tensor(self.placeholder.shape[0], dtype=torch.int32))
+
+    def get_dynamic_size(self, axis: int) -> Tensor:
+        """Lengths of the sequences along an axis, which counts the batch."""
+        return self.size_placeholder[axis - 1]
+
+    def have_batch_axis(self) -> bool:
+        return bool(self.first)
+
+    def have_feature_axis(self) -> bool:
+        return self.feature_dim_axis is not None
 
     def have_time_axis(self) -> bool:
         return self.time_dim_axis is not None

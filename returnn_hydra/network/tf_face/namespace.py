@@ -13,7 +13,8 @@ from torch import Tensor
 from returnn_hydra.network.activations import ELEMENTWISE, safe_exp, safe_log
 from returnn_hydra.network.expressions import Namespace
 from returnn_hydra.network.tf_face import functions
-from returnn_hydra.network.tf_face.tensor import TfShape, TfTensor, as_tensor
+from returnn_hydra.network.tf_face import more_functions as more
+from returnn_hydra.network.tf_face.tensor import Dimension, TfShape, TfTensor, as_tensor
 
 
 @contextlib.contextmanager
@@ -27,14 +28,20 @@ def tf_namespace() -> Namespace:
     """The whole of `tf` that is covered; `tf.compat.v1` is the same."""
     members: dict[str, Any] = {
         **functions.TABLE,
+        **more.MORE_PLAIN,
+        **dict.fromkeys(more.ASSERTIONS, more.nothing),
         "Tensor": Tensor,
         "TensorShape": TfShape,
         "Variable": Tensor,
-        "nn": Namespace("tf.nn", functions.NN),
-        "math": Namespace("tf.math", functions.MATH),
-        "random": Namespace("tf.random", functions.RANDOM),
-        "linalg": Namespace("tf.linalg", {"matmul": functions.matmul, "norm": functions.norm}),
-        "debugging": Namespace("tf.debugging", dict.fromkeys(("assert_equal", "Assert"), functions.no_op)),
+        "Dimension": Dimension,
+        "nn": Namespace("tf.nn", {**functions.NN, **more.MORE_NN}),
+        "math": Namespace("tf.math", {**functions.MATH, **more.MORE_MATH}),
+        "random": Namespace("tf.random", {**functions.RANDOM, **more.MORE_RANDOM}),
+        "linalg": Namespace(
+            "tf.linalg", {"matmul": functions.matmul, "norm": functions.norm, "band_part": more.band_part}
+        ),
+        "debugging": Namespace("tf.debugging", dict.fromkeys(more.ASSERTIONS, more.nothing)),
+        "summary": Namespace("tf.summary", dict.fromkeys(more.SUMMARIES, more.nothing)),
         "name_scope": _scope,
         "variable_scope": _scope,
         "device": _scope,

@@ -50,7 +50,7 @@ class UserNetwork(Facade):
     """`self.network`: the modes of the pass, and other layers."""
 
     expression_attributes = frozenset(
-        "get_config train_flag global_train_step cond_on_train get_layer layers parent_net "
+        "get_config train_flag global_train_step cond_on_train get_layer layers get_root_network "
         "get_data_batch_dim eval_flag search_flag epoch get_rec_step_index is_inside_rec_layer".split()
     )
 
@@ -68,6 +68,10 @@ class UserNetwork(Facade):
 
     def get_config(self) -> UserConfig:
         return UserConfig(self._call.run.user.get("config", {}))
+
+    def get_root_network(self) -> UserNetwork:
+        """The same: modes and steps are those of the whole pass, and layers are looked up from here."""
+        return self
 
     def cond_on_train(self, fn_train: Callable[[], Any], fn_eval: Callable[[], Any]) -> Any:
         return fn_train() if self.train_flag else fn_eval()
@@ -90,20 +94,36 @@ class UserNetwork(Facade):
 
 
 class _Layers:
-    def __init__(self, call: LayerCall) -> None:
+    def __init__(self, call: LayerCall, path: str = "") -> None:
         self._call = call
+        self._path = path
 
     def __getitem__(self, name: str) -> UserSource:
-        return UserSource(self._call, name)
+        return UserSource(self._call, self._path + name)
 
 
 class UserSource(Facade):
     """Another layer: `.output` is its data."""
 
-    expression_attributes = frozenset(("output",))
+    expression_attributes = frozenset(("output", "subnetwork", "name"))
 
     def __init__(self, call: LayerCall, name: str) -> None:
+        self._call = call
+        self.name = name
         self.output = UserData(call.layer(name), call.scope.all_hidden)
+
+    @property
+    def subnetwork(self) -> UserSubnetwork:
+        return UserSubnetwork(self._call, f"{self.name}/")
+
+
+class UserSubnetwork(Facade):
+    """The network inside of a layer."""
+
+    expression_attributes = frozenset(("layers",))
+
+    def __init__(self, call: LayerCall, path: str) -> None:
+        self.layers = _Layers(call, path)
 
 
 class UserLayer(Facade):
