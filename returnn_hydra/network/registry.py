@@ -44,12 +44,9 @@ _CLASSES: dict[str, LayerClass] = {}
 NOT_HERE: dict[str, str] = {
     "twod_lstm": "there is no two-dimensional LSTM",
     "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
-    "edit_distance_table": "use the loss 'expected_loss' with an edit distance, or 'edit_distance' behind the loop",
-    "optimal_completions": "use the loss 'expected_loss' with an edit distance",
     "reshape": "use 'merge_dims' and 'split_dims'",
     "unflatten_nd": "use 'split_dims'",
     "fold": "use 'time_unchunking', the inverse of 'time_chunking'",
-    "rec_unstack": "make it the input of the rec layer ('from'), and read 'data:source'",
     "random_state_init": "use 'random', whose state is that of the run",
     "synthetic_gradient": "gradients always come from the loss",
     "tikhonov_regularization": "use 'L2'",

@@ -25,8 +25,7 @@ def append(labels: Tensor, lengths: Tensor, eos_id: int) -> Tensor:
 def edit_distances(hyps: Tensor, hyp_lengths: Tensor, refs: Tensor, ref_lengths: Tensor) -> Tensor:
     """Levenshtein distance of each pair: fewest substitutions, deletions and insertions; (B,) int64.
 
-    The table of a batch is filled row by row. Insertions depend on the left neighbour; with d[j] = min over k <= j of
-    (t[k] + j - k) a running minimum does them for a whole row.
+    The table of a batch is filled row by row.
 
     Args:
         hyps: (B, S').
@@ -38,8 +37,21 @@ def edit_distances(hyps: Tensor, hyp_lengths: Tensor, refs: Tensor, ref_lengths:
     row = columns.expand(len(refs), -1)  # no label of the hypothesis: j deletions
     real = sequence_mask(hyp_lengths, hyps.shape[1])
     for index in range(hyps.shape[1]):
-        substituted = row[:, :-1] + (refs != hyps[:, index, None])
-        best = torch.cat([row[:, :1] + 1, torch.minimum(row[:, 1:] + 1, substituted)], dim=1)
-        new_row = (best - columns).cummin(dim=1).values + columns
+        new_row = next_edit_row(row, refs != hyps[:, index, None])
         row = torch.where(real[:, index, None], new_row, row)
     return row.gather(1, ref_lengths[:, None])[:, 0]
+
+
+def next_edit_row(row: Tensor, differs: Tensor) -> Tensor:
+    """Distances of a hypothesis with one more label to all beginnings of a reference: (..., S+1) -> (..., S+1).
+
+    Deletions depend on the left neighbour; with d[j] = min over k <= j of (t[k] + j - k) a running minimum does them
+    for a whole row.
+
+    Args:
+        row: distances of the hypothesis without the label.
+        differs: whether the label differs from each one of the reference, (..., S).
+    """
+    columns = torch.arange(row.shape[-1], device=row.device)
+    best = torch.cat([row[..., :1] + 1, torch.minimum(row[..., 1:] + 1, row[..., :-1] + differs)], dim=-1)
+    return (best - columns).cummin(dim=-1).values + columns

@@ -102,6 +102,8 @@ def test_search_with_the_model_as_in_a_search_over_all(arpa: Path) -> None:
         "both": {"class": "eval", "from": ["am", "lm"], "eval": "source(0) + 0.7 * source(1)"},
         "output": {"class": "choice", "from": "both", "input_type": "log_prob", "beam_size": 64, "target": "classes",
                    "initial_output": 0, "length_normalization": False},
+        "after": {"class": "kenlm", "from": "output", "vocab_file": "vocab", "lm_file": str(arpa),
+                  "is_output_layer": True},
     }  # fmt: skip
     net = {
         "rec": {"class": "rec", "from": "data", "unit": unit, "target": "classes"},
@@ -112,15 +114,20 @@ def test_search_with_the_model_as_in_a_search_over_all(arpa: Path) -> None:
     lengths = torch.tensor([3, 3])
     labels = torch.zeros(2, 3, dtype=torch.int32)
     batch = Batch({"data": frames, "classes": labels}, {"data": lengths, "classes": lengths}, ["x", "y"])
-    found = model(batch, search=True).outputs["output"].batch_major().raw.tolist()
+    outputs = model(batch, search=True).outputs
+    found = outputs["output"].batch_major().raw.tolist()
+    after = outputs["rec/after"].batch_major().raw[:, 0]  # (B, T) of the best hypotheses
     log_probs = frames.log_softmax(-1)
-    for row, best in zip(log_probs, found, strict=True):
+    for row, best, steps in zip(log_probs, found, after, strict=True):
         total = {
             path: sum(float(row[t, i]) for t, i in enumerate(path))
             + 0.7 * kenlm_score(arpa, " ".join(WORDS[i] for i in path))
             for path in itertools.product(range(4), repeat=3)
         }
         assert tuple(best) == max(total, key=lambda path: total[path])
+        for n in range(1, 4):
+            expected = kenlm_score(arpa, " ".join(WORDS[i] for i in best[:n]))
+            assert float(steps[:n].sum()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_both_readers_agree(arpa: Path) -> None:

@@ -1,4 +1,4 @@
-"""Functions of configs in the forms that public setups have: SpecAugment by masks, by scattering, by functions as `eval`."""
+"""Functions of configs in the forms of public setups: SpecAugment by masks, by scattering, by functions as `eval`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from returnn_hydra.network.axis import static_axis
 from returnn_hydra.network.call import LayerCall
-from returnn_hydra.network.named_tensor import NamedTensor
+from returnn_hydra.network.named_tensor import NamedTensor, to_beam
 from returnn_hydra.network.registry import register_layer
 from returnn_hydra.search.word_model import WordModel, text_score, word_model
 
@@ -54,6 +54,8 @@ def kenlm(
     if call.scope.step.t < input_step_offset:
         label = torch.full_like(label, NO_LABEL)
     before = call.state()
+    if before is not None and x.beam_axis is not None:
+        before = {key: to_beam(value, x.beam_axis) for key, value in before.items()}
     axes = list(x.axes)
     history = label[..., None]
     if before is not None:

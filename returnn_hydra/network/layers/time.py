@@ -314,3 +314,23 @@ def relative_positional_encoding(
     distance = (keys[None, :] - queries[:, None]).clamp(-clipping, clipping) + clipping
     feature = call.new_feature(size, "rel_pos_enc_feat")
     return NamedTensor(table[distance.to(table.device)], (query_axis, key_axis, feature), feature=feature)
+
+
+@register_layer("rec_unstack", framewise=True)
+def rec_unstack(call: LayerCall, *, axis: Any = None, declare_rec_time: bool = False) -> NamedTensor:
+    """A tensor from outside of a loop, at the frame where the loop is.
+
+    The loop must know its length from its input or target, and `axis` must have the same lengths.
+    """
+    del declare_rec_time
+    x = call.x
+    step = call.scope.step
+    loop = step.rec.loop if step is not None else call.loop_axis
+    if loop is None:
+        raise call.error("expects to be inside of a rec layer that has an input; nearest: 'from' of the rec layer")
+    if loop not in x.axes:
+        old = call.time(x) if axis is None else call.axis(x, axis)
+        if not old.same_sizes(loop):
+            raise call.error(f"axis {old} has not the lengths of the loop, {loop}")
+        x = x.relabelled(old, loop)
+    return x if step is None else x.select(loop, step.t)

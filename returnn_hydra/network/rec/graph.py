@@ -9,7 +9,9 @@ from typing import Any
 from returnn_hydra.network.net import LayerSpec, Net
 from returnn_hydra.network.registry import layer_class
 
-STATEFUL = frozenset(("rnn_cell", "self_attention", "cumsum", "kenlm", "masked_computation", "window"))
+STATEFUL = frozenset(
+    ("rnn_cell", "self_attention", "cumsum", "kenlm", "masked_computation", "window", "edit_distance_table")
+)
 """Classes that keep something from frame to frame."""
 
 

@@ -8,6 +8,7 @@ import torch
 
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import NetworkError
+from returnn_hydra.network.layers.edit_distance import empty_row
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.net import LayerSpec
 from returnn_hydra.network.rec.step import Frame, StepScope
@@ -39,6 +40,8 @@ class InitialValues:
         option = spec.options.get("initial_output")
         if isinstance(option, str) and option not in (*NAMED, "var", "apply(0)"):
             return scope.get(option)
+        if option is None and spec.known.name == "edit_distance_table":
+            return empty_row(LayerCall(scope, spec))
         like = self.template(scope, spec.name)
         if option is None and (like.sparse_dim is not None or spec.known.name == "choice"):
             raise NetworkError(f"{spec.path}: prev:{spec.name} is a class index; its 'initial_output' must be given")
