@@ -19,7 +19,7 @@ from typing import Any
 from returnn_hydra.compat.dataset_leaves import LEAVES, UNSUPPORTED, Planner
 from returnn_hydra.compat.dataset_options import Options
 from returnn_hydra.compat.dataset_plan import DATA, ORDER, PLAIN_ORDER, DatasetPlan, Node
-from returnn_hydra.compat.map_seq import MapSeq, MapStream
+from returnn_hydra.compat.map_seq import MapSeq, MapStream, output_specs
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.config.literals import parse_literal
 from returnn_hydra.data.dataset import Dataset
@@ -194,7 +194,12 @@ def _multi_epoch(options: Options, order: Node) -> DatasetPlan:
 
 def _postprocessing(options: Options, order: Node) -> DatasetPlan:
     plan = _inner(options, order)
-    shared = options.some("map_outputs")
+    declared = options.take("map_outputs")
+    try:
+        outputs = None if declared is None else output_specs(declared)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{options.path}: {error}") from error
+    shared = {} if outputs is None else {"map_outputs": outputs}
     options.idle("streams tell their lengths themselves", ["map_seq_stream_preserves_num_seqs"])
     function, stream = options.take("map_seq"), options.take("map_seq_stream")
     workers = options.take("num_workers", 0)
@@ -202,11 +207,16 @@ def _postprocessing(options: Options, order: Node) -> DatasetPlan:
         raise ConfigError(f"{options.path}: expected either map_seq or map_seq_stream")
     if function is not None:
         target = DATA + "postprocessing.PostprocessingDataset"
-        plan.source = {"_target_": target, "dataset": plan.source, "map_seq": MapSeq(function), **shared}
+        plan.source = {"_target_": target, "dataset": plan.source, "map_seq": MapSeq(function, outputs), **shared}
         plan.num_workers = workers
     else:
         target = DATA + "postprocessing.PostprocessingStream"
-        plan.source = {"_target_": target, "source": plan.node(), "map_seq_stream": MapStream(stream), **shared}
+        plan.source = {
+            "_target_": target,
+            "source": plan.node(),
+            "map_seq_stream": MapStream(stream, outputs),
+            **shared,
+        }
         plan.source.update({"num_workers": workers, "num_shards": max(workers, 1)})
         plan.order, plan.tags_file = {}, None
     return plan

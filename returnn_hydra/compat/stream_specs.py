@@ -1,12 +1,14 @@
-"""RETURNN's options of a stream (`{"dim": 9, "sparse": True, ...}`), without Dim objects, as our specs."""
+"""RETURNN's options of a stream (`{"dim": 9, "sparse": True, ...}`), or its template in the frontend, as our specs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from returnn_hydra.batch import TensorSpec
 from returnn_hydra.compat.vocab_dicts import vocab_node
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.frontend.tensor import Tensor
 
 Node = dict[str, Any]
 _KEYS = ("dim", "shape", "sparse", "dtype", "available_for_inference")
@@ -42,3 +44,20 @@ def _stream(entry: Node, path: str) -> Node:
     if rest:
         raise ConfigError(f"{path}: {', '.join(map(repr, rest))} only works in the frontend")
     return node
+
+
+def spec_of_template(tensor: Tensor) -> TensorSpec:
+    """One stream as the data has it: without batch, the time axis first."""
+    axes = [dim for dim in tensor.dims if not dim.is_batch_dim()]
+    time = next((dim for dim in axes if dim.dimension is None), None)
+    if time is not None and time is not tensor.feature_dim:
+        axes = [time, *(dim for dim in axes if dim is not time)]
+    sparse_dim = tensor.sparse_dim
+    return TensorSpec(
+        dim=sparse_dim.dimension if sparse_dim is not None else None,
+        shape=tuple(dim.dimension for dim in axes),
+        sparse=sparse_dim is not None,
+        dtype=tensor.dtype,
+        available_for_inference=tensor.available_for_inference,
+        vocab=sparse_dim.vocab if sparse_dim is not None else None,
+    )

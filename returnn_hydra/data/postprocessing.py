@@ -34,7 +34,7 @@ class PostprocessingDataset(WrappedDataset):
     Args:
         dataset: the sequences.
         map_seq: {stream: array} -> {stream: array}; it may also take, by name, any of `rng` (numpy Generator of this
-            sequence and epoch), `epoch`, `seq_tag`, `seq_idx`.
+            sequence and epoch), `epoch`, `seq_tag`, `seq_idx`, `specs` (what the streams of `dataset` look like).
         map_outputs: specs of the streams that the function returns; default: those of `dataset`.
         same_lengths: streams of which the function keeps the number of frames, so that batches can be made ahead;
             true: all.
@@ -72,7 +72,7 @@ class PostprocessingDataset(WrappedDataset):
         for i, index in enumerate(indices.tolist()):
             tag = source.seq_tags[i]
             arrays = {name: source.streams[name][i].copy() for name in source.streams}  # it may change them
-            facts = {"epoch": self.epoch, "seq_tag": tag, "seq_idx": index}
+            facts = {"epoch": self.epoch, "seq_tag": tag, "seq_idx": index, "specs": self.dataset.streams}
             rng = np.random.default_rng([self.seed, self.epoch, index])
             result = call_by_name(self.map_seq, arrays, rng=rng, **facts)
             mapped = checked_streams(result, self.streams, f"map_seq, seq_tag {tag!r}")
@@ -170,7 +170,7 @@ class PostprocessingStream(StreamingDataset):
     Args:
         source: a streaming source, or a data set (see DatasetStream for its order).
         map_seq_stream: iterator of Example -> iterator of Example; it may also take, by name, `rng` (numpy Generator
-            of this epoch and shard) and `epoch`.
+            of this epoch and shard), `epoch` and `specs` (what the streams of the source look like).
         map_outputs: specs of the streams that come out; default: those of the source.
         num_shards: the source is dealt to so many streams, and the function runs over each; then they take turns.
         num_workers: processes that run the shards, at most num_shards; what comes out is the same for any number.
@@ -236,7 +236,7 @@ class PostprocessingStream(StreamingDataset):
         source = map(_copied, self.source.iterate(epoch, shard, self.num_shards))
         name = function_name(self.map_seq_stream)
         last: str | None = None
-        mapped = iter(call_by_name(self.map_seq_stream, source, rng=rng, epoch=epoch))
+        mapped = iter(call_by_name(self.map_seq_stream, source, rng=rng, epoch=epoch, specs=self.source.streams))
         while True:
             try:
                 example = next(mapped)
@@ -280,9 +280,11 @@ class Sequential:
     def __init__(self, *functions: Callable[..., Iterable[Example]]) -> None:
         self.functions = functions
 
-    def __call__(self, examples: Iterable[Example], rng: np.random.Generator, epoch: int) -> Iterable[Example]:
+    def __call__(
+        self, examples: Iterable[Example], rng: np.random.Generator, epoch: int, specs: Specs
+    ) -> Iterable[Example]:
         for function in self.functions:
-            examples = call_by_name(function, examples, rng=rng, epoch=epoch)
+            examples = call_by_name(function, examples, rng=rng, epoch=epoch, specs=specs)
         return examples
 
 

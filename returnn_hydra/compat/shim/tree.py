@@ -1,7 +1,7 @@
 """tree (the package dm-tree), where it is not installed: RETURNN brings it along, and configs map over states with it.
 
-A structure is a list, tuple, named tuple or mapping of structures; everything else is a leaf. Mappings are walked in the
-order of their sorted keys, as dm-tree does.
+A structure is a list, tuple, named tuple or mapping of structures; everything else is a leaf. Mappings are walked in
+the order of their sorted keys, as dm-tree does.
 """
 
 from __future__ import annotations

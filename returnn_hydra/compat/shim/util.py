@@ -25,6 +25,7 @@ __all__ = [
     "ceil_div",
     "cf",
     "describe_returnn_version",
+    "get_fwd_compat_kwargs",
     "get_login_username",
     "hms",
     "hms_fraction",
@@ -53,6 +54,11 @@ def get_login_username() -> str:
 def describe_returnn_version() -> str:
     """This project's version, in RETURNN's words."""
     return __long_version__
+
+
+def get_fwd_compat_kwargs() -> dict[str, Any]:
+    """An argument that no function knows: whoever calls a config's function with it makes sure of its `**kwargs`."""
+    return {"__fwd_compat_random_arg_0": None}
 
 
 def hms(seconds: float) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.build import Builder
 from returnn_hydra.compat.shim.vocabulary import create_vocab
+from returnn_hydra.compat.stream_specs import spec_of_template
 from returnn_hydra.compat.training_options import extern_data_node
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.frontend.ambient import ambient_state
 from returnn_hydra.frontend.extern_data import SEQ_TAG, make_templates
-from returnn_hydra.frontend.tensor import Tensor
 from returnn_hydra.frontend.tensor_dict import TensorDict
 from returnn_hydra.tasks.data import build_specs
 
@@ -38,23 +38,6 @@ def templates(values: Mapping[str, Any], key: str = "extern_data") -> TensorDict
 def specs_of_templates(made: TensorDict) -> dict[str, TensorSpec]:
     """What a loader must read for these templates; `seq_tag` comes by itself."""
     return {name: spec_of_template(tensor) for name, tensor in made.items() if name != SEQ_TAG}
-
-
-def spec_of_template(tensor: Tensor) -> TensorSpec:
-    """One stream as the data has it: without batch, the time axis first."""
-    axes = [dim for dim in tensor.dims if not dim.is_batch_dim()]
-    time = next((dim for dim in axes if dim.dimension is None), None)
-    if time is not None and time is not tensor.feature_dim:
-        axes = [time, *(dim for dim in axes if dim is not time)]
-    sparse_dim = tensor.sparse_dim
-    return TensorSpec(
-        dim=sparse_dim.dimension if sparse_dim is not None else None,
-        shape=tuple(dim.dimension for dim in axes),
-        sparse=sparse_dim is not None,
-        dtype=tensor.dtype,
-        available_for_inference=tensor.available_for_inference,
-        vocab=sparse_dim.vocab if sparse_dim is not None else None,
-    )
 
 
 def network_specs(values: Mapping[str, Any], builder: Builder) -> dict[str, TensorSpec]:

@@ -117,6 +117,9 @@ DATASETS = {
     " 'num_workers': 1, 'buffer_size': 5}",
     "postprocessing": "{'class': 'PostprocessingDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
     " 'map_seq': double}",
+    "declared": "{'class': 'PostprocessingDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
+    " 'map_seq': more_streams, 'map_outputs': {'data': {'dims': [time, Dim(3, name='f')], 'dtype': 'float32'},"
+    " 'classes': {'dims': [time], 'sparse_dim': Dim(2, name='c'), 'dtype': 'int32'}}}",
     "stream": "{'class': 'PostprocessingDataset', 'dataset': {'class': 'HDFDataset', 'files': ['a.hdf']},"
     " 'map_seq_stream': every_second}",
     "distribute": "{'class': 'DistributeFilesDataset', 'files': ['a.hdf', 'b.hdf'], 'partition_epoch': 2,"
@@ -124,6 +127,20 @@ DATASETS = {
     "callable": "lambda: {'class': 'HDFDataset', 'files': ['a.hdf']}",
 }
 MAPS = """
+from returnn.tensor import Dim, Tensor
+
+time = Dim(None, name="time")
+
+
+def more_streams(tensors, *, rng, **_):
+    '''RETURNN ignores what is not declared.'''
+    data, classes = tensors.data["data"], tensors.data["classes"]
+    assert classes.sparse_dim.dimension == 2 and data.dims[1].dimension == 3 and "seq_tag" in tensors.data
+    tensors.data["noise"] = Tensor("noise", dims=data.dims[:1], dtype="float32")
+    tensors.data["noise"].raw_tensor = rng.normal(size=len(data.raw_tensor)).astype("float32")
+    return tensors
+
+
 def double(tensors, **_):
     tensors.data["data"].raw_tensor = tensors.data["data"].raw_tensor * 2
     return tensors
