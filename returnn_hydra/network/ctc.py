@@ -27,8 +27,9 @@ def ctc_neg_log_prob(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_l
         labels: (B, S).
         label_lengths: (B,).
     """
+    log_probs = log_probs if log_probs.dtype == torch.float64 else log_probs.float()
     return F.ctc_loss(
-        log_probs.transpose(0, 1).float(),
+        log_probs.transpose(0, 1),
         labels,
         lengths.cpu(),
         label_lengths.cpu(),

@@ -223,7 +223,8 @@ class Scope:
             return
         parameters = self.store.below(param_path)
         if parameters:
-            total: Tensor = torch.stack([parameter.float().square().sum() for parameter in parameters]).sum()
+            exact = [p if p.dtype == torch.float64 else p.float() for p in parameters]
+            total: Tensor = torch.stack([parameter.square().sum() for parameter in exact]).sum()
             self.run.constraints[spec.path] = weight * total
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ from returnn_hydra.tasks.returnn_command import run_session
 TASKS = {"evaluate": "eval"}
 """Our word to RETURNN's, where they differ."""
 SAME = ("num_epochs", "batch_size", "max_seqs", "learning_rate", "device", "log_verbosity", "load_epoch")
-RENAMED = {"seed": "random_seed"}
+RENAMED = {"seed": "random_seed", "compile": "torch_compile"}
 OF_THE_JOB = (
     "returnn_config",
     "returnn",

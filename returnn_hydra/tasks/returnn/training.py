@@ -125,6 +125,8 @@ def _trainer(
     else:
         model, updater = _next_model(session, recipe, stage, before)
         records, position = before.records, Position(stage.first)
+    if values.get("torch_compile"):
+        model.compile()
     step = recipe.train_step()
     seeds = EpochSeeds(session.seed, values.get("torch_dataloader_opts") or {})
     callbacks: dict[str, Callback] = {"progress": Progress(recipe, step), "seeds": seeds}

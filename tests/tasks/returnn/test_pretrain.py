@@ -1,6 +1,9 @@
 """Networks that change between epochs: a pretraining, and `get_network(epoch)`, stopped anywhere and started again."""
 
 import ast
+import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.errors import Stopped
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = """#!rnn.py
 import os, signal
 use_tensorflow = True
@@ -24,11 +28,12 @@ optimizer = {"class": "adam"}
 model = "net/model"
 learning_rate_file = "net/learning_rates"
 stop_at = config.int("stop_at", -1)
+stop_signal = config.int("stop_signal", signal.SIGTERM)
 
 
 def stopper(source, self, **_):
     if self.network.train_flag and int(self.network.global_train_step) == stop_at:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), stop_signal)
     return source(0)
 
 
@@ -84,6 +89,19 @@ def test_stopped_anywhere_ends_with_the_same_bits(run, scores, text):
             run("my.config", stop_at=step)
     run("my.config")
     for epoch in (1, 3, 5):
+        assert_same_bits(f"net/model.{epoch:03d}", f"whole/model.{epoch:03d}")
+    assert scores() == scores("whole/lr")
+
+
+def test_killed_inside_a_stage(run, scores):
+    """SIGKILL leaves no time for anything: the run begins again at the last whole epoch, with the same bits."""
+    Path("my.config").write_text(SETTINGS + PRETRAIN)
+    run("my.config", model="whole/model", learning_rate_file="whole/lr")
+    command = [sys.executable, str(ROOT / "scripts/rnn.py"), "my.config", "++stop_at", "13", "++stop_signal", "9"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert sorted(scores()) == [1, 2]
+    run("my.config")
+    for epoch in (3, 5):
         assert_same_bits(f"net/model.{epoch:03d}", f"whole/model.{epoch:03d}")
     assert scores() == scores("whole/lr")
 
