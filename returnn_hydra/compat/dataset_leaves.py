@@ -8,6 +8,7 @@ from typing import Any
 
 from returnn_hydra.compat.dataset_options import Options
 from returnn_hydra.compat.dataset_plan import DATA, DatasetPlan, Node, filtered
+from returnn_hydra.compat.map_seq import AudioFunction
 from returnn_hydra.compat.stream_specs import stream_nodes
 from returnn_hydra.compat.vocab_dicts import vocab_node
 from returnn_hydra.config.errors import ConfigError
@@ -26,7 +27,7 @@ def _ogg_zip(options: Options, order: Node) -> DatasetPlan:
     source: Node = {
         "_target_": DATA + "audio.AudioZipDataset",
         "path": options.need("path"),
-        "audio": None if audio is None else {"_target_": DATA + "features.AudioFeatures", **audio},
+        "audio": None if audio is None else _audio(audio),
         "targets": vocab_node(options.take("targets"), f"{path}.targets"),
         **options.some(*names),
     }
@@ -39,6 +40,12 @@ def _ogg_zip(options: Options, order: Node) -> DatasetPlan:
         limits = {_epochs(epochs): limit["max_mean_len"] for epochs, limit in curriculum.items()}
         source = {"_target_": DATA + "filter.CurriculumDataset", "dataset": source, "max_mean_length": limits}
     return DatasetPlan(source, order)
+
+
+def _audio(options: Mapping[str, Any]) -> Node:
+    """The features; functions that draw random numbers get RETURNN's kind of generator."""
+    drawing = {key: AudioFunction(options[key]) for key in ("features", "pre_process") if callable(options.get(key))}
+    return {"_target_": DATA + "features.AudioFeatures", **options, **drawing}
 
 
 def _epochs(key: Any) -> str:

@@ -1,4 +1,4 @@
-"""Functions of a RETURNN PostprocessingDataset (TensorDict in, TensorDict out) as functions on arrays."""
+"""Functions of RETURNN data sets, on a TensorDict or with a RandomState, as functions on arrays with our generators."""
 
 from __future__ import annotations
 
@@ -108,6 +108,19 @@ class MapStream:
             arrays = to_arrays(tensors, {*(specs if self.outputs is None else self.outputs), "seq_tag"})
             tag = arrays.pop("seq_tag", None)
             yield Example(str(tag) if tag is not None else f"seq-{number}", arrays)
+
+
+class AudioFunction:
+    """A function of a config on audio (`pre_process`, or one as `features`), for our AudioFeatures.
+
+    It gets a RandomState as `random_state` in place of our generator `rng`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *, rng: np.random.Generator, **facts: Any) -> Any:
+        return self.function(random_state=random_state(rng), **facts)
 
 
 def random_state(rng: np.random.Generator) -> np.random.RandomState:

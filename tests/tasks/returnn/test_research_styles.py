@@ -1,6 +1,7 @@
 """Larger configs in the styles of public research setups, unchanged: train, restart, forward; the same in RETURNN."""
 
 import ast
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -37,6 +38,20 @@ def test_mini_returnn_with_partials_and_hooks(run, scores):
     assert {"train_loss_ctc", "dev_loss_ctc", "devtrain_loss_ctc"} <= set(found[2][1])
     assert run("mini_asr.config", task="forward", num_epochs=2, **SMALL) == 10
     assert len(ast.literal_eval(Path("search_out.py").read_text())) == 10
+
+
+def test_audio_through_workers_and_functions(run, scores):
+    """OggZip inside of Meta, Postprocessing and MultiProc, with a `pre_process` that draws random numbers."""
+    run("mini_ogg_zip.config", num_epochs=1)
+    run("mini_ogg_zip.config", num_epochs=2)
+    found = scores("net/learning_rates")
+    run("mini_ogg_zip.config", num_epochs=2, model="whole/epoch", learning_rate_file="whole/lr")
+    assert found == scores("whole/lr") and "devtrain_loss_ctc" in found[2][1]
+    assert run("mini_ogg_zip.config", task="forward") == 5
+    assert len(ast.literal_eval(Path("search_out.py").read_text())) == 5
+    assert run("mini_ogg_zip.config", task="prior") == 5
+    priors = [float(line) for line in Path("prior.txt").read_text().split()]
+    assert sum(math.exp(value) for value in priors) == pytest.approx(1, abs=1e-4)
 
 
 def test_language_model_with_perplexities_and_functions_of_the_step(run, scores, tmp_path):
