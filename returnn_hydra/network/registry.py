@@ -45,8 +45,6 @@ NOT_HERE: dict[str, str] = {
     "twod_lstm": "there is no two-dimensional LSTM",
     "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
     "reshape": "use 'merge_dims' and 'split_dims'",
-    "unflatten_nd": "use 'split_dims'",
-    "fold": "use 'time_unchunking', the inverse of 'time_chunking'",
     "random_state_init": "use 'random', whose state is that of the run",
     "synthetic_gradient": "gradients always come from the loss",
     "tikhonov_regularization": "use 'L2'",
