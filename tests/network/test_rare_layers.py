@@ -70,6 +70,15 @@ def test_gauss_window_attention(batch: Batch, inner: int | None) -> None:
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [0, 2, -1, -2])
+def test_stack_at_a_place(batch: Batch, axis: int) -> None:
+    """Negative places count from the end of the result."""
+    twice = {"class": "eval", "from": "data", "eval": "2 * source(0)"}
+    model = NetworkModel({"b": twice, "output": {"class": "stack", "from": ["data", "b"], "axis": axis}}, SPECS)
+    expected = torch.stack([batch["data"], 2 * batch["data"]], axis)
+    torch.testing.assert_close(model(batch).outputs["output"].raw, expected)
+
+
 def test_istft_inverts_stft() -> None:
     """Where frames overlap fully, the signal comes back."""
     samples = torch.randn(2, 40, 1, generator=torch.Generator().manual_seed(1))

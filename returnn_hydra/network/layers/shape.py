@@ -168,7 +168,7 @@ def stack(call: LayerCall, *, axis: Any = None, out_spatial_dim: Any = None) -> 
     raws, template = broadcast(call.sources, call.scope.all_hidden)
     sizes = [a.size for a in template.axes]
     if isinstance(axis, int):
-        place = axis
+        place = axis if axis >= 0 else len(sizes) + 1 + axis
     else:
         time = call.finder.time(template)
         batch = template.batch_axis
