@@ -149,15 +149,18 @@ class TensorCopies(TensorAxes):
         return self.copy_compatible_to_dims(data.dims, add_dims=add_dims, unbroadcast=unbroadcast)
 
     def copy_masked(self, mask_value: Any, *, dims: Sequence[Dim] | None = None, allow_int: Any = None) -> Tensor:
-        """Padding of all dynamic axes (or of `dims`) set to `mask_value`."""
+        """Padding of all dynamic axes (or of `dims`) set to `mask_value`.
+
+        An axis whose sizes depend on axes that the tensor lacks has no padding here: the tensor itself comes back.
+        """
         from returnn_hydra.frontend.elementwise import where
 
         result = cast("Tensor", self)
         for dim in self.dims if dims is None else dims:
             if dim.need_masking():
                 mask = dim.get_mask(device=self.device)
-                extra = [d for d in mask.dims if d not in self.dims]
-                result = where(mask, result, mask_value, allow_broadcast_all_sources=bool(extra))
+                if all(axis in self.dims for axis in mask.dims):
+                    result = where(mask, result, mask_value)
         return result
 
     def copy_add_dim_by_tag(self, dim_tag: Dim, unbroadcast: bool = False, axis: int | None = None) -> Tensor:
