@@ -223,8 +223,14 @@ class CausalSelfAttention(SelfAttentionBase):
             k, v, kv_axis = self._keys_of(k, v, axis)
         return k, v, kv_axis, CausalSelfAttentionState(k_accum=k, v_accum=v, accum_axis=kv_axis)
 
-    def default_initial_state(self, *, batch_dims: Sequence[Dim]) -> CausalSelfAttentionState:
-        """No frames."""
+    def default_initial_state(
+        self, *, batch_dims: Sequence[Dim], capacity: int | None = None
+    ) -> CausalSelfAttentionState:
+        """No frames.
+
+        Args:
+            capacity: RETURNN makes room for so many frames; here the state grows with every step, with the same values.
+        """
         axis = Dim(0, name="self_att_expand_dim_init")
         device = self.qkv.weight.device
         return CausalSelfAttentionState(

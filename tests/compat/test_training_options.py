@@ -121,7 +121,6 @@ def test_extern_data():
     [
         (training_options, {"learning_rate_control": "newbop"}, "did you mean 'newbob'"),
         (training_options, {"device": "tpu"}, "device='tpu'"),
-        (training_options, {"accum_grad_multiple_step": lambda **_: 1}, "a function is not supported"),
         (training_options, {"cleanup_old_models": {"keep_n": 1}}, "unknown 'keep_n'"),
         (task, {"task": "trane"}, "did you mean 'train'"),
         (extern_data_node, {}, "extern_data is missing"),
