@@ -13,7 +13,7 @@ from torch import Tensor
 from returnn_hydra.network.activations import ELEMENTWISE, safe_exp, safe_log
 from returnn_hydra.network.expressions import Namespace
 from returnn_hydra.network.tf_face import functions
-from returnn_hydra.network.tf_face import more_functions as more
+from returnn_hydra.network.tf_face import rare_functions as rare
 from returnn_hydra.network.tf_face.tensor import Dimension, TfShape, TfTensor, as_tensor
 
 
@@ -28,20 +28,20 @@ def tf_namespace() -> Namespace:
     """The whole of `tf` that is covered; `tf.compat.v1` is the same."""
     members: dict[str, Any] = {
         **functions.TABLE,
-        **more.MORE_PLAIN,
-        **dict.fromkeys(more.ASSERTIONS, more.nothing),
+        **rare.PLAIN,
+        **dict.fromkeys(rare.ASSERTIONS, rare.nothing),
         "Tensor": Tensor,
         "TensorShape": TfShape,
         "Variable": Tensor,
         "Dimension": Dimension,
-        "nn": Namespace("tf.nn", {**functions.NN, **more.MORE_NN}),
-        "math": Namespace("tf.math", {**functions.MATH, **more.MORE_MATH}),
-        "random": Namespace("tf.random", {**functions.RANDOM, **more.MORE_RANDOM}),
+        "nn": Namespace("tf.nn", {**functions.NN, **rare.NN}),
+        "math": Namespace("tf.math", {**functions.MATH, **rare.MATH}),
+        "random": Namespace("tf.random", {**functions.RANDOM, **rare.RANDOM}),
         "linalg": Namespace(
-            "tf.linalg", {"matmul": functions.matmul, "norm": functions.norm, "band_part": more.band_part}
+            "tf.linalg", {"matmul": functions.matmul, "norm": functions.norm, "band_part": rare.band_part}
         ),
-        "debugging": Namespace("tf.debugging", dict.fromkeys(more.ASSERTIONS, more.nothing)),
-        "summary": Namespace("tf.summary", dict.fromkeys(more.SUMMARIES, more.nothing)),
+        "debugging": Namespace("tf.debugging", dict.fromkeys(rare.ASSERTIONS, rare.nothing)),
+        "summary": Namespace("tf.summary", dict.fromkeys(rare.SUMMARIES, rare.nothing)),
         "name_scope": _scope,
         "variable_scope": _scope,
         "device": _scope,

@@ -217,7 +217,7 @@ def nothing(*_: Any, **__: Any) -> None:
     """Printing, summaries, seeds."""
 
 
-MORE_PLAIN: dict[str, Any] = {
+PLAIN: dict[str, Any] = {
     "scatter_nd": scatter_nd,
     "tensor_scatter_nd_add": tensor_scatter_nd_add,
     "tensor_scatter_nd_update": tensor_scatter_nd_update,
@@ -252,19 +252,19 @@ MORE_PLAIN: dict[str, Any] = {
     "newaxis": None,
     "print": nothing,
 }
-MORE_MATH: dict[str, Any] = {
+MATH: dict[str, Any] = {
     "multiply_no_nan": multiply_no_nan,
     "cumulative_logsumexp": cumulative_logsumexp,
     "cumprod": cumprod,
     "invert_permutation": invert_permutation,
 }
-MORE_NN: dict[str, Any] = {
+NN: dict[str, Any] = {
     "moments": moments,
     "bias_add": bias_add,
     "softmax_cross_entropy_with_logits": softmax_cross_entropy_with_logits,
     "softmax_cross_entropy_with_logits_v2": softmax_cross_entropy_with_logits,
 }
-MORE_RANDOM: dict[str, Any] = {"shuffle": random_shuffle, "truncated_normal": truncated_normal, "set_seed": nothing}
+RANDOM: dict[str, Any] = {"shuffle": random_shuffle, "truncated_normal": truncated_normal, "set_seed": nothing}
 ASSERTIONS = (
     "Assert assert_equal assert_greater assert_greater_equal assert_less assert_less_equal assert_none_equal "
     "assert_rank assert_positive assert_non_negative"
