@@ -54,6 +54,14 @@ def pipe():
     os.close(write)
 
 
+@pytest.fixture
+def hangup_by_default():
+    """The tests themselves may run under nohup, which is respected."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -64,7 +72,7 @@ def pipe():
         (signal.SIGHUP, 143),
     ],
 )
-def test_a_signal_asks_for_the_end_of_the_step(pipe, number, code):
+def test_a_signal_asks_for_the_end_of_the_step(pipe, number, code, hangup_by_default):
     pid = run_forked(training(pipe[1]))
     assert os.read(pipe[0], 1) == b"x"
     os.kill(pid, number)

@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant("no look at the epoch", "checkpoint", " or expected != name:", ":", "forged manifests"),
     Mutant("no look at the files' names", "checkpoint", '        if set(manifest.files) not in ({f"{name}.pt"}, {f"{name}.pt", f"{name}.opt.pt"}):', "        if False:", "forged manifests"),
     Mutant("no look at the run", "checkpoint", "        if self.run_id is not None and manifest.run_id != self.run_id:", "        if False:", "swaps"),
-    Mutant("starts anew when all is damaged", "checkpoint", "        if names:\n", "        if False:\n", "all damaged"),
+    Mutant("starts anew when all is damaged", "checkpoint", "        if names := self.names():\n", "        if False:\n", "all damaged"),
     Mutant("saves NaN", "checkpoint", "        self.check_finite(model, optimizer)\n        header", "        header", "bad numbers"),
     Mutant("ignores short writes", "files", "            while done < len(view):", "            if done < len(view):", "short writes"),
     Mutant("believes the disk", "files", "            _expect_size(disk, temporary, facts.bytes)\n", "", "lying disk"),
@@ -85,9 +85,9 @@ class _MutatedSource:
 @contextmanager
 def mutated(mutant: Mutant) -> Iterator[ModuleType]:
     """`faulttools.checks`, imported anew on top of the changed module."""
+    finder = _MutatedSource(mutant)
     ours = [name for name in sys.modules if name.startswith(("returnn_hydra.engine", "faulttools"))]
     before = {name: sys.modules.pop(name) for name in ours}
-    finder = _MutatedSource(mutant)
     sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
     try:
         yield importlib.import_module("faulttools.checks")
