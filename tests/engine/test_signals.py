@@ -54,14 +54,6 @@ def pipe():
     os.close(write)
 
 
-@pytest.fixture
-def hangup_by_default():
-    """The tests themselves may run under nohup, which is respected."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -72,7 +64,7 @@ def hangup_by_default():
         (signal.SIGHUP, 143),
     ],
 )
-def test_a_signal_asks_for_the_end_of_the_step(pipe, number, code, hangup_by_default):
+def test_a_signal_asks_for_the_end_of_the_step(pipe, number, code):
     pid = run_forked(training(pipe[1]))
     assert os.read(pipe[0], 1) == b"x"
     os.kill(pid, number)
