@@ -62,7 +62,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, content: 
     """Take up what was saved: the state of every parameter by its name.
 
     The options of the groups (weight decay, momentum, ...) stay those of this optimizer: they follow from the
-    configuration, whose changes are refused, or allowed and then meant. A parameter that the saved optimizer did not
+    configuration, whose changes are refused, or allowed and then meant. Only the learning rate is that of the last
+    step: the next step sets it anew, but there may be none before the next save. A parameter that the saved optimizer did not
     have starts anew, and so does everything when it was of another class; both are told.
     """
     if content["optimizer_class_name"] != type(optimizer).__name__:
@@ -76,6 +77,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, content: 
         logger.warning("The optimizer's state of %s starts anew", ", ".join(missing))
     state = {index: saved[number[name]] for index, name in enumerate(names) if number.get(name) in saved}
     load_optimizer_state(optimizer, {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, saved_group in zip(optimizer.param_groups, content["optimizer"]["param_groups"], strict=False):
+        group["lr"] = saved_group["lr"]
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

@@ -41,7 +41,14 @@ class InputNorm(nn.Module):
         self.register_buffer("variance", torch.ones(dim))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, F), and (B, T) with True at real frames -> (B, T, F), zero at the padding."""
+        """(B, T, F), and (B, T) with True at real frames -> (B, T, F), zero at the padding.
+
+        Raises:
+            ValueError: labels instead of features.
+        """
+        if not features.is_floating_point():
+            found = f"{features.dtype} of shape {tuple(features.shape)}"
+            raise ValueError(f"{found}: expected features, floats (B, T, F); labels need a model with an embedding")
         if self.training:
             self._update(features.detach()[mask])
         normed = (features - self.mean) / self.variance.clamp(min=1e-8).sqrt()

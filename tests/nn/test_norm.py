@@ -1,5 +1,6 @@
 """Norms over padded batches against the statistics of the real frames."""
 
+import pytest
 import torch
 
 from returnn_hydra.nn.norm import InputNorm, MaskedBatchNorm
@@ -39,3 +40,8 @@ def test_a_constant_feature_stays_finite():
     norm = InputNorm(1).train()
     outputs = norm(torch.full((1, 4, 1), 3.0), torch.ones(1, 4, dtype=torch.bool))
     assert outputs.abs().max() == 0
+
+
+def test_labels_are_no_features():
+    with pytest.raises(ValueError, match="labels need a model with an embedding"):
+        InputNorm(3)(torch.zeros(2, 4, dtype=torch.int32), torch.ones(2, 4, dtype=torch.bool))
