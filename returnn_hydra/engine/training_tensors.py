@@ -63,8 +63,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, content: 
 
     The options of the groups (weight decay, momentum, ...) stay those of this optimizer: they follow from the
     configuration, whose changes are refused, or allowed and then meant. Only the learning rate is that of the last
-    step: the next step sets it anew, but there may be none before the next save. A parameter that the saved optimizer did not
-    have starts anew, and so does everything when it was of another class; both are told.
+    step: the next step sets it anew, but there may be none before the next save. A parameter that the saved optimizer
+    did not have starts anew, and so does everything when it was of another class; both are told.
     """
     if content["optimizer_class_name"] != type(optimizer).__name__:
         words = "The optimizer was %s and is %s: its state starts anew"
