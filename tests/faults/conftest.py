@@ -11,12 +11,26 @@ if TOOLS not in sys.path:
     sys.path.insert(0, TOOLS)
 
 from faulttools.tally import ROW, Tally  # noqa: E402
+from faulttools.training_runs import MODULES  # noqa: E402
+from faulttools.zygote import Zygote, build_fault_layer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def one_run_id(monkeypatch):
     """Every run made in these tests has the same identity, so that its files can be compared byte for byte."""
     monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=7))
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """Runs of the command line with faults of the disk."""
+    folder = tmp_path_factory.mktemp("zygote")
+    layer = build_fault_layer(folder)
+    if layer is None:
+        pytest.skip("the fault layer needs Linux and a C compiler (gcc)")
+    with Zygote(layer, MODULES, folder) as zygote:
+        assert zygote.has_faults
+        yield zygote
 
 
 @pytest.fixture

@@ -6,22 +6,9 @@ import time
 
 import pytest
 from faulttools.tally import Different
-from faulttools.zygote import Zygote, build_fault_layer
 
-MODULES = ["torch", "faulttools.runs"]
 RUN = "faulttools.runs:small_training"
 STATE = ("*.pt", "*.json", "*.jsonl")
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zygote")
-    layer = build_fault_layer(folder)
-    if layer is None:
-        pytest.skip("the fault layer needs Linux and a C compiler (gcc)")
-    with Zygote(layer, MODULES, folder) as zygote:
-        assert zygote.has_faults
-        yield zygote
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +27,7 @@ def files_of(folder):
 
 def fail_once(zygote, files, folder, kind, sticky, at):
     """A run with a fault at an operation, then the same command again: the same bytes, and nothing left over."""
-    broken = zygote.run(RUN, {"folder": str(folder)}, folder, at, kind, sticky)
+    broken = zygote.run(RUN, {"folder": str(folder)}, folder, at=at, kind=kind, sticky=sticky)
     if kind in ("kill", "torn"):
         assert broken.exit == -signal.SIGKILL, (at, broken)
     else:

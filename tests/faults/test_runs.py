@@ -4,24 +4,12 @@
 and steps of every epoch.
 """
 
-import json
 import random
-import shutil
 import signal
 
 import pytest
-from faulttools.tally import Different
-from faulttools.zygote import Zygote, build_fault_layer
+from faulttools.training_runs import Runs
 
-MODULES = [
-    *("torch", "torch._dynamo", "torch.utils.serialization", "numpy.ma", "rich.console", "faulttools.runs"),
-    *("returnn_hydra.cli", "returnn_hydra.tasks.train", "returnn_hydra.tasks.job", "returnn_hydra.data.embedded"),
-    *("returnn_hydra.data.augment", "returnn_hydra.data.postprocessing", "returnn_hydra.models.blstm"),
-    *("returnn_hydra.models.conformer", "returnn_hydra.steps.cross_entropy", "returnn_hydra.steps.posteriors"),
-    *("returnn_hydra.callbacks.hdf", "returnn_hydra.callbacks.log_lines", "returnn_hydra.callbacks.progress"),
-]
-"""What a run imports, so that its process has to do nothing but the run."""
-COMMAND = "faulttools.runs:command_line"
 WORDS = ["task=train", "num_epochs=3", "checkpoint_every.steps=4", "keep_last=2", "num_threads=1"]
 SOURCE = "datasets.train.source"
 MASKED = [
@@ -50,124 +38,12 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zygote")
-    layer = build_fault_layer(folder)
-    if layer is None:
-        pytest.skip("the fault layer needs Linux and a C compiler (gcc)")
-    with Zygote(layer, MODULES, folder) as zygote:
-        yield zygote
-
-
-class Runs:
-    """The same command in many folders, and what an undisturbed run of it leaves."""
-
-    def __init__(self, zygote, parent, words):
-        self.zygote = zygote
-        self.parent = parent
-        self.words = [*WORDS, *words, f"outputs={parent}"]
-        done = self.run("reference")
-        assert done.exit == 0, done.output
-        self.operations = done.operations
-        self.seconds = done.seconds
-        self.expected = self.result("reference")
-        has_workers = any("num_workers" in word for word in words)
-        assert f"worker processes: {'yes' if has_workers else 'no'}" in done.output
-
-    def run(self, name, **fault):
-        arguments = {"words": [*self.words, f"name={name}"]}
-        return self.zygote.run(COMMAND, arguments, self.parent / name, limit=300, **fault)
-
-    def result(self, name):
-        folder = self.parent / name
-        records = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-        epochs = [[record[key] for key in ("epoch", "learning_rate", "step", "scores")] for record in records]
-        files = {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("*.pt")}
-        assert json.loads((folder / "result.json").read_text())["status"] == "done"
-        return {"epochs": epochs, "files": files}
-
-    def finish(self, name, broken):
-        """Start again until it is done, and compare."""
-        again = self.run(name)
-        assert again.exit == 0, (broken, again)
-        assert "DAMAGED" not in broken.output + again.output
-        assert broken.orphans == again.orphans == 0
-        self.compare(name, again)
-        shutil.rmtree(self.parent / name)
-
-    def compare(self, name, again):
-        """Raise Different unless the finished run is the reference."""
-        found = self.result(name)
-        if found["epochs"] != self.expected["epochs"]:
-            raise Different(f"other scores, learning rates or steps: {again}")
-        differing = [file for file, data in self.expected["files"].items() if found["files"].get(file) != data]
-        if differing:
-            raise Different(f"other bytes in {differing}: {again}")
-
-    def kill(self, at, kind):
-        broken = self.run(f"{kind}-{at}", at=at, kind=kind)
-        assert broken.exit == -signal.SIGKILL, broken
-        self.finish(f"{kind}-{at}", broken)
-
-    def kill_again(self, at, kind):
-        """The run "soak" dies once more, before it is done."""
-        broken = self.run("soak", at=at, kind=kind)
-        assert broken.exit == -signal.SIGKILL, broken
-        assert "DAMAGED" not in broken.output
-        assert broken.orphans == 0
-
-    def starve(self, step):
-        """A run that may take only so much memory; returns its exit code."""
-        name = f"memory-{step}"
-        arguments = {"words": [*self.words, f"name={name}"], "extra_bytes": (1 << 20) * (1 + step * step // 5)}
-        broken = self.zygote.run("faulttools.runs:with_little_memory", arguments, self.parent / name)
-        self.finish(name, broken)
-        return broken.exit
-
-    def refuse(self, at, code, sticky):
-        name = f"{code}-{sticky}-{at}"
-        broken = self.run(name, at=at, kind=code, sticky=sticky)
-        assert broken.exit in (0, 74), broken
-        assert broken.exit == 0 or f"({code})" in broken.output, broken
-        self.finish(name, broken)
-
-    def damage(self, name, file, change):
-        """Damage a file of the finished run: the next start says so, and trains again what is lost."""
-        folder = self.parent / name
-        shutil.copytree(self.parent / "reference", folder)
-        path = folder / file
-        data = path.read_bytes()
-        changed = change(data)
-        path.unlink()
-        if changed is not None:
-            path.write_bytes(changed)
-        again = self.run(name)
-        assert again.exit == 0, again
-        assert "DAMAGED" in again.output, again
-        assert path.name in again.output, again
-        self.compare(name, again)
-        shutil.rmtree(folder)
-
-    def stop(self, number, after, code):
-        name = f"{number}-{after:.3f}"
-        broken = self.run(name, signals=[(after, number)])
-        if not broken.sent:  # it was faster
-            assert broken.exit == 0
-            return False
-        in_start_up = broken.exit == -number and "Start epoch" not in broken.output  # imports, before the handlers
-        assert broken.exit in (code, 0) or in_start_up, broken
-        assert broken.seconds - broken.sent[0] < 5 or broken.exit == 0
-        self.finish(name, broken)
-        return broken.exit == code
-
-
-@pytest.fixture(scope="module")
 def runs(zygote, tmp_path_factory):
     made = {}
 
     def make(variant):
         if variant not in made:
-            made[variant] = Runs(zygote, tmp_path_factory.mktemp("runs"), VARIANTS[variant])
+            made[variant] = Runs(zygote, tmp_path_factory.mktemp("runs"), [*WORDS, *VARIANTS[variant]])
         return made[variant]
 
     return make
@@ -208,7 +84,7 @@ DAMAGED_FILES = ("model.003.pt", "model.003.opt.pt", "model.003.json")
 
 
 def test_a_damaged_checkpoint_is_trained_again(runs):
-    runs("plain").damage("damaged", "checkpoints/model.003.pt", DAMAGES["bit flip"])
+    runs("plain").damage("checkpoints/model.003.pt", DAMAGES["bit flip"])
 
 
 @pytest.mark.slow
@@ -216,10 +92,10 @@ def test_a_damaged_checkpoint_is_trained_again(runs):
 def test_every_damaged_file_is_noticed_and_made_again(tally, runs):
     plain, count = runs("plain"), tally("finished run, file damaged: noticed, trained again")
     for file in DAMAGED_FILES:
-        for kind, change in DAMAGES.items():
-            count.add(plain.damage, f"{file}-{kind.replace(' ', '-')}", f"checkpoints/{file}", change)
+        for change in DAMAGES.values():
+            count.add(plain.damage, f"checkpoints/{file}", change)
     for file in DAMAGED_FILES[:2]:
-        count.add(plain.damage, f"{file}-deleted", f"checkpoints/{file}", lambda data: None)
+        count.add(plain.damage, f"checkpoints/{file}", lambda data: None)
     count.close()
 
 
@@ -284,5 +160,5 @@ def test_one_run_killed_200_times(tally, runs):
     count = tally("command line: one run killed 200 times")
     for number in range(200):
         count.add(long.kill_again, rng.randrange(5, 60), ("kill", "torn")[number % 2])
-    long.finish("soak", long.run("soak", at=40, kind="kill"))
+    long.finish(long.run(at=40, kind="kill"))
     count.close()

@@ -8,7 +8,9 @@ import resource
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from faulttools.small_trainer import train
 from returnn_hydra.engine.files import FileSystem
@@ -40,13 +42,27 @@ def command_line(words: list[str]) -> None:
     print("worker processes: " + ("yes" if children.ru_utime > 0 else "no"))
 
 
-def with_little_memory(words: list[str], extra_bytes: int) -> None:
-    """The command line in a process that may take only so much more memory than it has at start."""
+def composed(words: list[str], pause: Callable[[], None]) -> None:
+    """The command line, with a pause when it is composed; until then it has touched no run folder."""
+    from returnn_hydra.tasks import job
+
+    go_on = job.run
+
+    def run(config: Any) -> Any:
+        job.run = go_on  # a sweep has several
+        pause()
+        return go_on(config)
+
+    job.run = run
+    command_line(words)
+
+
+def limit_memory(extra_bytes: int) -> None:
+    """From here on the process may take only so much more memory than it has."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[0])
     limit = pages * resource.getpagesize() + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    command_line(words)
 
 
 def sleep_with_child(seconds: float) -> None:

@@ -1,9 +1,9 @@
 """Whole runs with faults, each in a process of its own: kill, torn writes, refusals and signals.
 
 with Zygote(layer, ["returnn_hydra.cli", "torch"], folder) as zygote:
-    done = zygote.run("faulttools.runs:command_line", {"words": [...]}, prefix=run_folder)
+    done = zygote.command(["task=train", ...], prefix=run_folder)
     for at in range(done.operations):
-        zygote.run(..., prefix=run_folder, at=at, kind="kill")
+        zygote.command(["task=train", ...], prefix=run_folder, at=at, kind="kill")
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Zygote:
         if layer is not None:
             self._environment["LD_PRELOAD"] = str(layer)
         self._command = [sys.executable, "-m", "faulttools.zygote_server", *modules]
+        self._composed: list[str] | None = None
 
     def __enter__(self) -> Zygote:
         errors = self._log.open("ab")
@@ -84,8 +85,7 @@ class Zygote:
             self._command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=self._environment, cwd=self._folder
         )
         errors.close()
-        ready = self._answer()
-        self.has_faults = bool(ready["faults"])
+        self.has_faults = bool(self._answer()["faults"])
         return self
 
     def __exit__(
@@ -97,10 +97,33 @@ class Zygote:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def run(
+    def run(self, call: str, arguments: dict[str, Any], prefix: Path, **fault: Any) -> Outcome:
+        """Run `module:function` with these keyword arguments in a new process; an int that it returns is the exit code.
+
+        Args:
+            prefix: the folder whose operations count.
+            fault: see `_outcome`.
+        """
+        self._leave()
+        return self._outcome({"call": call, "arguments": arguments}, prefix, **fault)
+
+    def command(self, words: Sequence[str], prefix: Path, **fault: Any) -> Outcome:
+        """Run the product's command line; what comes before its job is done once for all runs with the same words."""
+        if self._composed != list(words):
+            self._leave()
+            if "composed" not in self._ask({"compose": list(words)}):
+                raise RuntimeError(f"{words}: {self._log.read_text(errors='replace')[-2000:]}")
+            self._composed = list(words)
+        return self._outcome({}, prefix, **fault)
+
+    def _leave(self) -> None:
+        if self._composed is not None:
+            self._ask({"leave": True})
+            self._composed = None
+
+    def _outcome(
         self,
-        call: str,
-        arguments: dict[str, Any],
+        request: dict[str, Any],
         prefix: Path,
         at: int = -1,
         kind: str = "none",
@@ -108,36 +131,29 @@ class Zygote:
         limit: float = 120.0,
         signals: Sequence[tuple[float, int]] = (),
         patience: float = 5.0,
+        before: tuple[str, dict[str, Any]] | None = None,
     ) -> Outcome:
-        """Run `module:function` with these keyword arguments in a new process; an int that it returns is the exit code.
-
+        """
         Args:
-            prefix: the folder whose operations count.
             at: the number of the operation that goes wrong; -1: none.
             kind: kill, torn (half of a write, then kill), or the name of an errno such as ENOSPC.
             sticky: all later operations fail too.
             limit: seconds until the run is killed.
             signals: (seconds after the start, number).
             patience: seconds that the run's other processes have to end.
+            before: a `module:function` and its arguments, for the new process to call first.
         """
         log = self._folder / "run.log"
         log.unlink(missing_ok=True)
-        request = {
-            "call": call,
-            "arguments": arguments,
-            "prefix": str(prefix.resolve()),
-            "at": at,
-            "kind": kind,
-            "sticky": sticky,
-            "limit": limit,
-            "signals": list(signals),
-            "patience": patience,
-            "log": str(log),
-        }
+        fault = {"at": at, "kind": kind, "sticky": sticky, "limit": limit, "signals": list(signals)}
+        fault |= {"patience": patience, "before": before, "prefix": str(prefix.resolve()), "log": str(log)}
+        return Outcome(**self._ask(request | fault), output=log.read_text(errors="replace") if log.exists() else "")
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Outcome(**self._answer(), output=log.read_text(errors="replace") if log.exists() else "")
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -1,6 +1,7 @@
 """A process that has imported everything and forks a child per run: a run then costs its work, not the imports.
 
 Started by faulttools.zygote with the fault layer preloaded; one JSON request per line on stdin, one answer on stdout.
+A command line whose runs are many is composed once: its process stops before the job, and forks the runs from there.
 """
 
 from __future__ import annotations
@@ -33,19 +34,29 @@ def kind_number(kind: str) -> int:
     return KINDS[kind] if kind in KINDS else 100 + getattr(errno, kind)
 
 
-def in_child(request: dict[str, Any], layer: Any) -> int:
-    """Run what was asked for; returns the exit code."""
+def call(name: str, arguments: dict[str, Any]) -> Any:
+    """`module:function` with these keyword arguments."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)(**arguments)
+
+
+def begin(request: dict[str, Any], layer: Any) -> None:
+    """Make this new process the run that was asked for: its session, its output, its fault."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    module, _, name = request["call"].partition(":")
-    function = getattr(importlib.import_module(module), name)
     if layer is not None:
         arm = layer.faultfs_arm
         arm(request["prefix"].encode(), request["at"], kind_number(request["kind"]), int(request["sticky"]))
+    if request["before"] is not None:
+        call(*request["before"])
+
+
+def exit_code(name: str, arguments: dict[str, Any]) -> int:
+    """Of the process that makes this call."""
     try:
-        return int(function(**request["arguments"]) or 0)
+        return int(call(name, arguments) or 0)
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BaseException as error:
@@ -100,25 +111,58 @@ def clear_orphans(session: int, patience: float) -> list[int]:
     return orphans
 
 
+class Server:
+    """Answers requests by processes of their own."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what an import or a child prints must not get between the answers
+
+    def answer(self, **facts: Any) -> None:
+        print(json.dumps(facts), file=self._answers, flush=True)
+
+    def serve(self) -> dict[str, Any]:
+        """Until there are no more requests; returns in the new processes, with what they are to do."""
+        for line in sys.stdin:
+            request = json.loads(line)
+            if "leave" in request:
+                break
+            started = time.monotonic()
+            pid = os.fork()
+            if pid == 0:
+                return request
+            if "compose" in request:
+                os.waitpid(pid, 0)
+                self.answer(left=True)
+                continue
+            code, sent = wait(pid, request)
+            seconds = time.monotonic() - started
+            orphans = clear_orphans(pid, request["patience"])
+            count = self._layer.faultfs_count() if self._layer is not None else 0
+            self.answer(exit=code, seconds=seconds, operations=count, orphans=len(orphans), sent=sent)
+        os._exit(0)
+
+    def pause(self) -> None:
+        """The command line is composed: serve from here; returns in the processes of the runs."""
+        self.answer(composed=True)
+        begin(self.serve(), self._layer)
+
+    def work(self, request: dict[str, Any]) -> int:
+        """What a new process was asked to do; returns its exit code."""
+        if "compose" in request:
+            return exit_code("faulttools.runs:composed", {"words": request["compose"], "pause": self.pause})
+        begin(request, self._layer)
+        return exit_code(request["call"], request["arguments"])
+
+
 def main() -> None:
     for module in sys.argv[1:]:
         importlib.import_module(module)
     layer = fault_layer()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what an import or a child prints must not get between the answers
-    print(json.dumps({"ready": True, "faults": layer is not None}), file=answers, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        started = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(in_child(request, layer))
-        code, sent = wait(pid, request)
-        seconds = time.monotonic() - started
-        orphans = clear_orphans(pid, request["patience"])
-        count = layer.faultfs_count() if layer is not None else 0
-        answer = {"exit": code, "seconds": seconds, "operations": count, "orphans": len(orphans), "sent": sent}
-        print(json.dumps(answer), file=answers, flush=True)
+    server = Server(layer)
+    server.answer(ready=True, faults=layer is not None)
+    os._exit(server.work(server.serve()))
 
 
 if __name__ == "__main__":
