@@ -134,7 +134,9 @@ class Writer:
         return FileFacts(self.bytes, self._hash.hexdigest())
 
 
-def write_atomic(disk: FileSystem, path: Path, fill: Callable[[Writer], Any], needed: int) -> FileFacts:
+def write_atomic(
+    disk: FileSystem, path: Path, fill: Callable[[Writer], Any], needed: int, synced: bool = True
+) -> FileFacts:
     """Create or replace a file; under its name there is always the old or the whole new content.
 
     The new *name* survives a power cut only after `sync_folder`.
@@ -142,6 +144,7 @@ def write_atomic(disk: FileSystem, path: Path, fill: Callable[[Writer], Any], ne
     Args:
         fill: writes the content into the object that it gets.
         needed: about how many bytes that will be, for the error message.
+        synced: False: whole for readers, but a power cut may leave an empty file.
 
     Raises:
         StateWriteError: the disk refused; what was there before is intact.
@@ -152,7 +155,7 @@ def write_atomic(disk: FileSystem, path: Path, fill: Callable[[Writer], Any], ne
             disk.unlink(temporary)
         handle = disk.create(temporary)
         try:
-            facts = _fill(disk, handle, fill)
+            facts = _fill(disk, handle, fill, synced)
             _expect_size(disk, temporary, facts.bytes)
             disk.rename(temporary, path)
         except BaseException:
@@ -162,7 +165,7 @@ def write_atomic(disk: FileSystem, path: Path, fill: Callable[[Writer], Any], ne
     return facts
 
 
-def _fill(disk: FileSystem, handle: int, fill: Callable[[Writer], Any]) -> FileFacts:
+def _fill(disk: FileSystem, handle: int, fill: Callable[[Writer], Any], synced: bool) -> FileFacts:
     """Write and sync the content, and close the file whatever happens."""
     writer = Writer(disk, handle)
     try:
@@ -172,7 +175,8 @@ def _fill(disk: FileSystem, handle: int, fill: Callable[[Writer], Any]) -> FileF
         finally:
             if writer.error is not None:
                 raise writer.error
-        disk.fsync(handle)
+        if synced:
+            disk.fsync(handle)
     except BaseException:
         with contextlib.suppress(OSError):
             disk.close(handle)
@@ -187,11 +191,12 @@ def _expect_size(disk: FileSystem, path: Path, expected: int) -> None:
         raise OSError(errno.EIO, f"{expected} bytes were written without an error, but the file has {found}")
 
 
-def write_text(disk: FileSystem, path: Path, text: str) -> FileFacts:
-    """Create or replace a small file, and have it on the disk when this returns."""
+def write_text(disk: FileSystem, path: Path, text: str, synced: bool = True) -> FileFacts:
+    """Create or replace a small file, and have it on the disk when this returns (unless it need not be `synced`)."""
     data = text.encode()
-    facts = write_atomic(disk, path, lambda writer: writer.write(data), len(data))
-    sync_folder(disk, path.parent)
+    facts = write_atomic(disk, path, lambda writer: writer.write(data), len(data), synced)
+    if synced:
+        sync_folder(disk, path.parent)
     return facts
 
 

@@ -22,6 +22,7 @@ from returnn_hydra.engine.files import explain_write
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.log import RunLog
 from returnn_hydra.engine.ranks import Ranks
+from returnn_hydra.engine.status import StatusFile
 from returnn_hydra.tasks.data import build_loader, build_specs
 from returnn_hydra.tasks.run_folder import RunFolder
 
@@ -100,6 +101,10 @@ class Context:
         if not self.ranks.is_first:
             return contextlib.nullcontext()
         return RunLock(self.folder.path, steal=self.values["steal_lock"])
+
+    def status(self) -> contextlib.AbstractContextManager[StatusFile | None]:
+        """The run folder's status.json, kept by the first rank while it holds the lock."""
+        return StatusFile(self.folder.path, self.folder.disk) if self.ranks.is_first else contextlib.nullcontext()
 
     def require_one_process(self) -> None:
         """For tasks that write one output in corpus order.

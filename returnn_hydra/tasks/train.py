@@ -40,7 +40,7 @@ def run(context: Context) -> float | None:
     confs = context.dataset_confs()
     if "train" not in confs:
         raise ConfigError("datasets.train: task=train needs it")
-    with context.lock(), open_store(context) as store:
+    with context.lock(), context.status() as status, open_store(context) as store:
         loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
         if values["check_data"]:
             for name, loader in loaders.items():
@@ -62,7 +62,7 @@ def run(context: Context) -> float | None:
             on_oom=values["on_oom"],
             log_every=values["log_every"],
             check_batch=values["debug"]["check_batch"],
-            callbacks=build_callbacks(context) if context.ranks.is_first else {},
+            callbacks={"status": status, **build_callbacks(context)} if status else {},
         )
         records = trainer.run()
     if not records:

@@ -1,4 +1,4 @@
-"""Exit codes, the last line of a failed run, status.json and result.json."""
+"""Exit codes, the last line of a failed run, and result.json."""
 
 import json
 
@@ -10,7 +10,7 @@ from returnn_hydra.engine import errors
 from returnn_hydra.engine.errors import exit_code_of, last_line
 from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.resume import refuse_changes
-from returnn_hydra.engine.status import write_result, write_status
+from returnn_hydra.engine.status import write_result
 
 CODES = [
     (None, 0),
@@ -55,12 +55,8 @@ def test_the_last_line_has_the_code_and_is_one_line():
     assert last_line(errors.Stopped("SIGTERM: saved")) == "STOPPED 143: SIGTERM: saved"
 
 
-def test_status_and_result(tmp_path):
+def test_result(tmp_path):
     disk = FileSystem()
-    write_status(disk, tmp_path, "training", epoch=3, batch=7)
-    status = json.loads((tmp_path / "status.json").read_text())
-    assert (status["state"], status["epoch"], status["batch"]) == ("training", 3, 7)
-    assert {"pid", "host", "time"} <= set(status)
     for error, expected, code in (
         (None, "done", 0),
         (errors.Stopped("SIGINT: saved", 130), "stopped", 130),

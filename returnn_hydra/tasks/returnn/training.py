@@ -23,6 +23,7 @@ from returnn_hydra.engine.parallel import ReplicatedStep
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.retention import Retention, delete_epochs
 from returnn_hydra.engine.run_store import RunStore, read_records
+from returnn_hydra.engine.status import StatusFile
 from returnn_hydra.engine.trainer import Position, Trainer
 from returnn_hydra.engine.updater import Updater, UpdateRules
 from returnn_hydra.network.schedule import Stage
@@ -48,11 +49,12 @@ def train(session: Session, recipe: Recipe) -> float | None:
     last = max(session.values.get("num_epochs", DEFAULT_NUM_EPOCHS), session.values.get("load_epoch") or 0)
     trainer: Trainer | None = None
     with contextlib.ExitStack() as stack:
-        folder = _open_folder(session, stack)
+        folder, status = _open_folder(session, stack)
         for stage in remaining(session, recipe.stages(last), start):
             resume = start.resume and trainer is None
             with session.changed(stage.config), _store(session, recipe, folder, resume) as store:
                 trainer = _trainer(session, recipe, store, start, stage, trainer)
+                trainer.callbacks = {**status, **trainer.callbacks}
                 trainer.run()
             if trainer.stopping:
                 break
@@ -61,15 +63,19 @@ def train(session: Session, recipe: Recipe) -> float | None:
     return min(decided, default=None)
 
 
-def _open_folder(session: Session, stack: contextlib.ExitStack) -> Path:
-    """The run's folder, locked; without `model` a temporary one: nothing is kept, as in RETURNN."""
+def _open_folder(session: Session, stack: contextlib.ExitStack) -> tuple[Path, dict[str, Callback]]:
+    """The run's folder, locked, and what keeps its status.json.
+
+    Without `model` a temporary one: nothing is kept, as in RETURNN.
+    """
     if session.prefix is None:
         logger.warning("model is not set: no checkpoints are kept")
-        return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return Path(stack.enter_context(tempfile.TemporaryDirectory())), {}
     session.folder.mkdir(parents=True, exist_ok=True)
-    if session.ranks.is_first:
-        stack.enter_context(RunLock(session.folder))
-    return session.folder
+    if not session.ranks.is_first:
+        return session.folder, {}
+    stack.enter_context(RunLock(session.folder))
+    return session.folder, {"status": stack.enter_context(StatusFile(session.folder))}
 
 
 def _store(session: Session, recipe: Recipe, folder: Path, resume: bool) -> RunStore:

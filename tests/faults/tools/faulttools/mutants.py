@@ -27,9 +27,9 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("no fsync of files", "files", "        disk.fsync(handle)\n", "", "crashes"),
+    Mutant("no fsync of files", "files", "            disk.fsync(handle)\n", "            pass\n", "crashes"),
     Mutant("writes in place", "files", "path.with_name(path.name + TEMPORARY)", "path", "crashes"),
-    Mutant("no fsync of the folder", "files", "    sync_folder(disk, path.parent)\n    return", "    return", "crashes"),
+    Mutant("no fsync of the folder", "files", "        sync_folder(disk, path.parent)\n    return", "        pass\n    return", "crashes"),
     Mutant("manifest before its files are safe", "checkpoint", "        sync_folder(self.disk, self.folder)", "        #", "crashes"),
     Mutant("no tombstone", "checkpoint", '                self.disk.rename(manifest, self._path(name, ".json" + GONE))\n', "", "crashes"),
     Mutant("tombstone not safe", "checkpoint", "                self.disk.fsync_folder(self.folder)\n", "", "crashes"),
