@@ -17,6 +17,7 @@ WRONG = [
     ("extern_data.data.dmi=3", "extern_data.data.dmi", "did you mean 'dim'?"),
     ("model.hiden_dim=3", "model.hiden_dim", "did you mean 'hidden_dim'?"),
     ("+model.hiden_dim=3", "model.hiden_dim", "did you mean 'hidden_dim'?"),
+    ("optimizer.amsgrad=true", "'optimizer.amsgrad'", "is added with a plus: +optimizer.amsgrad=..."),
     ("optimizer.beta=[0.9,0.9]", "optimizer.beta", "did you mean 'betas'?"),
     ("+optimizer.wd=0.1", "optimizer.wd", "Adam has no argument 'wd'"),
     ("+train_step.label_smooting=0.1", "train_step.label_smooting", "did you mean 'label_smoothing'?"),

@@ -8,6 +8,7 @@ from typing import Any
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.trainer import Trainer
+from returnn_hydra.extras import require
 
 
 class TensorBoard(Callback):
@@ -18,13 +19,8 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_run_start(self, trainer: Trainer) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "callbacks.tensorboard needs the extra: pip install 'returnn-hydra[tensorboard]'"
-            ) from error
-        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.position.epoch)
+        tensorboard = require("torch.utils.tensorboard", "tensorboard", "callbacks.tensorboard")
+        self._writer = tensorboard.SummaryWriter(str(self.folder), purge_step=trainer.position.epoch)
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         assert self._writer is not None

@@ -312,7 +312,10 @@ def describe_omegaconf(error: OmegaConfBaseException) -> str:
     if "not in" in first and parent is not None and key is not None:
         names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
         where = full_key.rsplit(".", 1)[0] if "." in full_key else "the configuration"
-        return f"unknown key '{full_key}': {where} has no '{key}'{nearest(str(key), names)}"
+        hint = nearest(str(key), names)
+        if not hint and "_target_" in names:
+            hint = f"; an argument that the YAML file does not list is added with a plus: +{full_key}=..."
+        return f"unknown key '{full_key}': {where} has no '{key}'{hint}"
     if "Missing mandatory value" in first:
         return f"{full_key}: a value is required"
     return f"{full_key}: {first}" if full_key and full_key not in first else first

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
 from returnn_hydra.data.files import nearest
+from returnn_hydra.extras import require
 
 UNKNOWN_SIZE = 2**32 - 1
 """In the header of a wav file."""

@@ -18,8 +18,8 @@ import numpy as np
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import did_you_mean
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
 from returnn_hydra.data.perturb import AudioPerturbation
+from returnn_hydra.extras import require
 
 LOG_FLOOR = 1e-3
 """Smallest mel energy before the logarithm."""

@@ -13,10 +13,10 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.audio_file import read_audio
 from returnn_hydra.data.checks import checked_array, did_you_mean, specs_from_options, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
-from returnn_hydra.data.extras import require
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.files import nearest
 from returnn_hydra.data.views import Indices, as_array, tag_index
+from returnn_hydra.extras import require
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
 

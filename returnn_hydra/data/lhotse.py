@@ -13,11 +13,11 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.audio import AudioDataset
 from returnn_hydra.data.audio_file import AudioInfo
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.files import PathLike
 from returnn_hydra.data.utterances import Utterance
 from returnn_hydra.data.vocab import Vocabulary
+from returnn_hydra.extras import require
 
 
 class LhotseDataset(AudioDataset):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
+from returnn_hydra.extras import require
 
 
 @dataclass(frozen=True)

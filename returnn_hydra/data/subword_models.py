@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
 from returnn_hydra.data.files import PathLike, read_literal
 from returnn_hydra.data.vocab import Rng, Vocabulary
+from returnn_hydra.extras import require
 
 _SEED_LOCK = threading.Lock()
 

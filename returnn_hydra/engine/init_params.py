@@ -15,6 +15,7 @@ from returnn_hydra.engine.files import FileSystem
 from returnn_hydra.engine.foreign import load_model_file
 from returnn_hydra.engine.log import SUMMARY
 from returnn_hydra.engine.whole_state import copy_into
+from returnn_hydra.extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +77,11 @@ def read_state(file: Path, disk: FileSystem) -> dict[str, Tensor]:
 
     Raises:
         StateReadError: there is no such file.
-        ImportError: the extra for safetensors is missing.
+        MissingExtra: the extra for safetensors is missing.
     """
     if file.suffix != ".safetensors":
         return load_model_file(file, disk).model
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError("reading .safetensors needs the extra: pip install 'returnn-hydra[safetensors]'") from error
+    safetensors = require("safetensors.torch", "safetensors", f"init_from={file}")
     if not file.is_file():
         raise StateReadError(f"init_from {file}: no such file")
-    return load_file(str(file))
+    return safetensors.load_file(str(file))

@@ -5,7 +5,6 @@ Legend: B sequences, T frames, F features, T' output frames, D output features.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import warnings
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from returnn_hydra.engine.errors import RunError
+from returnn_hydra.extras import require
 
 Pair = tuple[Tensor, Tensor]
 """Features (B, T, F) and lengths (B,)."""
@@ -157,7 +157,7 @@ def largest_difference(file: Path, encoder: nn.Module, batches: Iterable[Pair], 
 
 def open_session(file: Path) -> Any:
     """The ONNX file in onnxruntime, on the CPU."""
-    onnxruntime = importlib.import_module("onnxruntime")
+    onnxruntime = require("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # its errors come as exceptions as well
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -172,10 +172,7 @@ def run_session(session: Any, features: np.ndarray, lengths: np.ndarray) -> tupl
 def require_packages() -> None:
     """
     Raises:
-        ImportError: a package of the extra `export` is missing.
+        MissingExtra: a package of the extra `export` is missing.
     """
     for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"task=export needs the extra: pip install 'returnn-hydra[export]' ({error})") from error
+        require(name, "export", "task=export")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from returnn_hydra.extras import require
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.model import NetworkModel
 from returnn_hydra.network.named_tensor import NamedTensor
@@ -123,6 +124,7 @@ ROW, COLUMN = 0.75, 2.4
 
 def draw(infos: list[LayerInfo], path: str | Path) -> None:
     """Draw the graph, sources on top, as SVG, PNG or PDF by the file's name; previous frames as dashed arrows."""
+    require("matplotlib", "plot", f"drawing {path}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

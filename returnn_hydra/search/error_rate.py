@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from returnn_hydra.extras import require
+
 
 @dataclass(frozen=True)
 class ErrorCounts:
@@ -61,13 +63,10 @@ def count_errors(hypothesis: Sequence[Any], reference: Sequence[Any]) -> ErrorCo
     rapidfuzz's choice.
 
     Raises:
-        ImportError: rapidfuzz is not installed.
+        MissingExtra: rapidfuzz is not installed.
     """
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ImportError as error:
-        raise ImportError("error rates need rapidfuzz: pip install 'returnn-hydra[search]'") from error
-    kinds = Counter(edit.tag for edit in Levenshtein.editops(reference, hypothesis))
+    distance = require("rapidfuzz.distance", "search", "an error rate")
+    kinds = Counter(edit.tag for edit in distance.Levenshtein.editops(reference, hypothesis))
     return ErrorCounts(kinds["replace"], kinds["delete"], kinds["insert"], len(reference))
 
 

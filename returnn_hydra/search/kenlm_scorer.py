@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from returnn_hydra.extras import require
 from returnn_hydra.search.ngram import END, SPACE, UNKNOWN
 from returnn_hydra.search.table_scorer import TableScorer
 
@@ -31,15 +32,10 @@ def load_kenlm(path: str | Path) -> tuple[Any, Any]:
     """KenLM's module, and the model of a file.
 
     Raises:
-        ImportError: KenLM is not installed.
+        MissingExtra: KenLM is not installed.
         ValueError: KenLM can't read the file.
     """
-    try:
-        import kenlm
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is read by KenLM, which needs the extra: pip install 'returnn-hydra[kenlm]'"
-        ) from error
+    kenlm = require("kenlm", "kenlm", str(path))
     options = kenlm.Config()
     options.show_progress = False
     try:
@@ -58,7 +54,7 @@ class KenLMScorer(TableScorer):
             `eos` the model never scores </s>.
 
     Raises:
-        ImportError: KenLM is not installed.
+        MissingExtra: KenLM is not installed.
         ValueError: KenLM can't read the file, or a label is not in the model, and the model has no <unk>.
     """
 

@@ -12,6 +12,7 @@ import numpy as np
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.log import RESULTS
+from returnn_hydra.extras import require
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.data import check_data
 
@@ -105,15 +106,11 @@ def draw(lengths: dict[str, np.ndarray], file: Path) -> None:
     """One histogram per data set, as a picture.
 
     Raises:
-        ImportError: matplotlib is missing.
+        MissingExtra: matplotlib is missing.
     """
-    try:
-        import matplotlib
+    require("matplotlib", "plot", "task=inspect").use("Agg")
+    from matplotlib import pyplot
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("task=inspect draws with the extra: pip install 'returnn-hydra[plot]'") from error
     figure, axes = pyplot.subplots(len(lengths), 1, figsize=(7, 2.2 * len(lengths)), sharex=True, squeeze=False)
     plots: Any = axes[:, 0]
     for axis, (name, values) in zip(plots, lengths.items(), strict=True):

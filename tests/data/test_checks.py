@@ -7,7 +7,6 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.arrays import StaticDataset
 from returnn_hydra.data.checks import checked_array, specs_from_options, stream_spec
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.extras import require
 
 
 @pytest.mark.parametrize(
@@ -71,8 +70,3 @@ def test_static_data_without_specs():
         StaticDataset([])
     with pytest.raises(DataError, match="as many different tags"):
         StaticDataset([{"data": [0.5]}] * 2, seq_tags=["a", "a"])
-
-
-def test_missing_packages_name_the_extra():
-    with pytest.raises(DataError, match=r"pip install 'returnn-hydra\[audio\]'"):
-        require("no_such_package", extra="audio")

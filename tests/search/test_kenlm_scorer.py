@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import builtins
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from returnn_hydra.extras import MissingExtra
 from returnn_hydra.search.kenlm_scorer import BINARY_MAGIC, KenLMScorer, is_kenlm_binary
 from returnn_hydra.search.ngram import NgramScorer
 from returnn_hydra.search.ngram_estimate import estimate_ngrams, write_arpa
@@ -74,13 +75,6 @@ def test_unknown_label(arpa: Path) -> None:
 
 
 def test_missing_package_names_the_extra(arpa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: object, **more: object) -> object:
-        if name == "kenlm":
-            raise ImportError("No module named 'kenlm'")
-        return real(name, *rest, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'returnn-hydra\[kenlm\]'"):
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'returnn-hydra\[kenlm\]'"):
         language_model_scorer(f"kenlm:{arpa}", LABELS, END, torch.zeros(1), 4)
