@@ -188,7 +188,7 @@ def test_result_does_not_depend_on_the_batch(
             alone = search(toy.part(encoded, [seq], cut=True))[0]
             for other in (alone, shuffled[order.index(seq)]):
                 assert [hyp.labels for hyp in other] == [hyp.labels for hyp in whole[seq]]
-                assert [hyp.score for hyp in other] == pytest.approx([hyp.score for hyp in whole[seq]], abs=1e-6)
+                assert [hyp.score for hyp in other] == pytest.approx([hyp.score for hyp in whole[seq]], abs=1e-5)
 
 
 @torch.no_grad()
