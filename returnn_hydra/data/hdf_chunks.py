@@ -11,6 +11,7 @@ import math
 import mmap
 import struct
 from array import array
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -19,19 +20,35 @@ LAYOUT, CONTINUATION = 8, 16
 """Kinds of messages in an object header."""
 
 
-def chunk_table(memory: mmap.mmap, dataset: h5py.Dataset) -> np.ndarray | None:
-    """Byte offset of every chunk, by its place in the grid of chunks; None if some were never written.
+class Chunks(NamedTuple):
+    """Some chunks of a data set."""
+
+    corners: np.ndarray
+    """First row and column of every chunk, (chunks, axes)."""
+    places: np.ndarray
+    """Its byte offset, (chunks,)."""
+    sizes: np.ndarray
+    """Its bytes in the file, (chunks,)."""
+    skipped: np.ndarray
+    """Bits of the filters that were not applied to it, (chunks,)."""
+
+
+def chunk_table(memory: mmap.mmap, dataset: h5py.Dataset, num_bytes: int) -> np.ndarray | None:
+    """Byte offset of every chunk, by its place in the grid of chunks.
+
+    None if some were never written, or have another size in the file than expected.
 
     Args:
         memory: the file's bytes.
+        num_bytes: what every chunk takes in the file.
     """
     try:
-        known = _in_grid(dataset, *_from_tree(memory, dataset))
+        known = _in_grid(dataset, _from_tree(memory, dataset), num_bytes)
         if _agrees(dataset, known):
             return known
     except (ValueError, IndexError, OverflowError, struct.error):  # another version of the format, or no chunk at all
         pass
-    offsets = _in_grid(dataset, *_from_library(dataset))
+    offsets = _in_grid(dataset, _from_library(dataset), num_bytes)
     return None if (offsets < 0).any() else offsets
 
 
@@ -40,9 +57,11 @@ def _grid(dataset: h5py.Dataset) -> tuple[int, ...]:
     return tuple(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
 
 
-def _in_grid(dataset: h5py.Dataset, corners: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _in_grid(dataset: h5py.Dataset, chunks: Chunks, num_bytes: int) -> np.ndarray:
+    """Byte offsets; -1 for a chunk that is not there, or not as expected."""
     offsets = np.full(_grid(dataset), -1, np.int64)
-    offsets[tuple((corners // dataset.chunks).T)] = places
+    expected = (chunks.sizes == num_bytes) & (chunks.skipped == 0)
+    offsets[tuple((chunks.corners // dataset.chunks).T)] = np.where(expected, chunks.places, -1)
     return offsets
 
 
@@ -58,19 +77,19 @@ def _agrees(dataset: h5py.Dataset, offsets: np.ndarray) -> bool:
     return True
 
 
-def _from_library(dataset: h5py.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """First row and column of every chunk, (chunks, axes), and its byte offset, (chunks,)."""
-    corners, places = array("q"), array("q")  # not lists of objects: many would set off the garbage collector
+def _from_library(dataset: h5py.Dataset) -> Chunks:
+    """As HDF5 tells them."""
+    numbers = array("q")  # not a list of objects: many would set off the garbage collector
 
     def note(info: h5py.h5d.StoreInfo) -> None:
-        corners.extend(info.chunk_offset)
-        places.append(info.byte_offset)
+        numbers.extend((*info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
 
     dataset.id.chunk_iter(note)
-    return np.array(corners, np.int64).reshape(-1, dataset.ndim), np.array(places, np.int64)
+    table = np.array(numbers, np.int64).reshape(-1, dataset.ndim + 3)
+    return Chunks(table[:, : dataset.ndim], *table[:, dataset.ndim :].T)
 
 
-def _from_tree(memory: mmap.mmap, dataset: h5py.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _from_tree(memory: mmap.mmap, dataset: h5py.Dataset) -> Chunks:
     """The same as `_from_library`.
 
     Raises:
@@ -92,7 +111,7 @@ def _from_tree(memory: mmap.mmap, dataset: h5py.Dataset) -> tuple[np.ndarray, np
         if len(table) > most:
             raise ValueError("more entries than chunks")
         if level == 0:
-            return table["corner"][:, :-1], table["child"]
+            return Chunks(table["corner"][:, :-1], table["child"], table["size"], table["filters"])
         assert level is not None
         level -= 1
         nodes = table["child"].tolist()
