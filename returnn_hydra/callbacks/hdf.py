@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.hdf_writer import HDFWriter
 from returnn_hydra.engine.callback import ForwardCallback, output_path
+
+logger = logging.getLogger(__name__)
 
 
 class HDF(ForwardCallback):
@@ -55,3 +58,4 @@ class HDF(ForwardCallback):
     def finish(self) -> None:
         assert self._writer is not None
         self._writer.close()
+        logger.info("Outputs: %s", self.path)

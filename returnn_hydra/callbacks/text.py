@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +13,8 @@ from torch import nn
 
 from returnn_hydra.engine.callback import ForwardCallback, output_path
 from returnn_hydra.engine.output_file import OutputFile
+
+logger = logging.getLogger(__name__)
 
 
 class Text(ForwardCallback):
@@ -36,3 +39,4 @@ class Text(ForwardCallback):
 
     def finish(self) -> None:
         self._file.commit()
+        logger.info("Outputs: %s", self.path)

@@ -33,7 +33,7 @@ def run(context: Context) -> None:
         for line in describe(name, loader, found, what):
             logger.log(RESULTS, line)
         if len(found):
-            lengths[name] = found
+            lengths[f"{name}: {summary(loader, what)}"] = found
         if context.values["check_data"]:
             logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check_data(loader))
     if lengths:
@@ -44,12 +44,12 @@ def run(context: Context) -> None:
 
 def read_lengths(loader: Loader | StreamLoader) -> tuple[np.ndarray, str]:
     """Frames of the sequences, (n,), and which these are, in words: of a stream only the first ones are read."""
-    if isinstance(loader, Loader):
-        known = loader.dataset.at_epoch(1).order_lengths()
-        return np.asarray([] if known is None else known), "epoch 1"
     main = next(
         (name for name in ("data", *loader.specs) if name in loader.specs and loader.specs[name].has_time), None
     )
+    if isinstance(loader, Loader):
+        known = None if main is None else loader.dataset.at_epoch(1).seq_lengths(main)
+        return np.asarray([] if known is None else known), "epoch 1"
     batches = loader.epoch(1)
     lengths: list[int] = []
     for batch in itertools.islice(batches, MOST_BATCHES):
@@ -79,11 +79,15 @@ def describe(name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what
             lines.append(f"    {stream} {tuple(np.shape(part))} {getattr(part, 'dtype', 'text')}: {shown} ...")
     if len(lengths):
         lines += histogram(lengths)
-    lines.append(
-        f"  {what}: {statistics['num_batches']} batches, {statistics['num_seqs']} sequences, "
-        f"{statistics['num_frames']} frames, {100 * statistics['padding_fraction']:.1f}% padding"
-    )
-    return [*lines, *(f"  {warning}" for warning in statistics["warnings"])]
+    return [*lines, f"  {summary(loader, what)}", *(f"  {warning}" for warning in statistics["warnings"])]
+
+
+def summary(loader: Loader | StreamLoader, what: str) -> str:
+    """Batches, sequences, frames and padding in a line."""
+    found = loader.statistics(1)
+    batches = f"{found['num_batches']} batch{'es' if found['num_batches'] != 1 else ''}"
+    frames = f"{found['num_frames']} frames, {100 * found['padding_fraction']:.1f}% padding"
+    return f"{what}: {batches}, {found['num_seqs']} sequences, {frames}"
 
 
 def _size(loader: Loader | StreamLoader) -> str:
@@ -92,18 +96,29 @@ def _size(loader: Loader | StreamLoader) -> str:
     return f"{type(loader.dataset).__name__}, {len(loader.dataset)} sequences"
 
 
-def histogram(lengths: np.ndarray, num_bins: int = 8) -> list[str]:
+def bin_edges(lengths: np.ndarray, most_bins: int) -> np.ndarray:
+    """Bins of the same whole number of frames each: bin i has the lengths edges[i] .. edges[i+1]-1."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(high + 1 - low) // most_bins)
+    return np.arange(low, high + 1 + width, width)
+
+
+def histogram(lengths: np.ndarray, most_bins: int = 8) -> list[str]:
     """Lengths as a bar chart of text."""
-    counts, edges = np.histogram(lengths, bins=num_bins)
+    edges = bin_edges(lengths, most_bins)
+    counts = np.histogram(lengths, edges)[0]
     widths = np.round(BAR * counts / counts.max()).astype(int)
-    lines = [f"  lengths: {lengths.min():g} to {lengths.max():g}, mean {lengths.mean():.1f}"]
-    for count, low, high, width in zip(counts, edges[:-1], edges[1:], widths, strict=True):
-        lines.append(f"    {low:8.0f} .. {high:8.0f} {'#' * width}{' ' * (BAR - width)} {count}")
+    lines = [f"  lengths: {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"]
+    for count, low, high, width in zip(counts, edges[:-1], edges[1:] - 1, widths, strict=True):
+        lines.append(f"    {low:8} .. {high:8} {'#' * width}{' ' * (BAR - width)} {count}")
     return lines
 
 
 def draw(lengths: dict[str, np.ndarray], file: Path) -> None:
     """One histogram per data set, as a picture.
+
+    Args:
+        lengths: by title.
 
     Raises:
         MissingExtra: matplotlib is missing.
@@ -113,11 +128,13 @@ def draw(lengths: dict[str, np.ndarray], file: Path) -> None:
 
     figure, axes = pyplot.subplots(len(lengths), 1, figsize=(7, 2.2 * len(lengths)), sharex=True, squeeze=False)
     plots: Any = axes[:, 0]
-    for axis, (name, values) in zip(plots, lengths.items(), strict=True):
-        axis.hist(values, bins=40, color="#4477aa")
-        axis.set_title(f"{name}: {len(values)} sequences, mean {values.mean():.1f} frames", fontsize=10, loc="left")
+    for axis, (title, values) in zip(plots, lengths.items(), strict=True):
+        axis.hist(values, bins=bin_edges(values, 60) - 0.5, color="#4477aa")  # a bar stands above its lengths
+        axis.axvline(values.mean(), color="#cc6677", linestyle="--", label=f"mean {values.mean():.1f}")
+        axis.legend(frameon=False)
+        axis.set_title(title, fontsize=10, loc="left")
         axis.set_ylabel("sequences")
-    plots[-1].set_xlabel("frames")
+    plots[-1].set_xlabel("frames of a sequence")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
