@@ -372,11 +372,17 @@ def replace_dim(source: Tensor, *, in_dim: Dim, out_dim: Dim | None = None) -> t
 def replace_dim_v2(
     source: Tensor, *, in_dim: Dim, out_dim: Dim, allow_expand: bool = True, allow_shrink: bool = True
 ) -> Tensor:
-    """The same values with another dim, padded with 0 or cut to its size."""
+    """The same values with another dim, padded with 0 or cut to its size.
+
+    From behaviour version 21 on, padding begins directly after the end of every sequence.
+    """
     number = source.get_axis_from_description(in_dim)
     if not out_dim.is_dim_known():
         out_dim.declare_same_as(in_dim)
-    raw, size = source.raw_tensor, out_dim.get_dim_value()
+    size = out_dim.get_dim_value()
+    if source.raw_tensor.shape[number] < size and behavior_at_least(21):
+        source = source.copy_masked(0, dims=[in_dim])
+    raw = source.raw_tensor
     if raw.shape[number] < size:
         if not allow_expand:
             raise ValueError(f"replace_dim_v2: {out_dim} is longer than {in_dim}")
@@ -551,7 +557,7 @@ def search_sorted(
     rest = [d for d in values.dims if d not in common]
     keys = sorted_seq.copy_compatible_to_dims_raw([*common, axis]).contiguous()
     wanted = values.copy_compatible_to_dims_raw([*common, *rest])
-    wanted = wanted.expand(*[d.get_dim_value() for d in common], *wanted.shape[len(common) :])
+    wanted = wanted.expand([*(d.get_dim_value() for d in common), *wanted.shape[len(common) :]])
     flat = wanted.reshape(*wanted.shape[: len(common)], -1).contiguous()
     index = torch.searchsorted(keys, flat.to(keys.dtype), side=side).reshape(wanted.shape).to(torch_dtype(out_dtype))
     return Tensor("search_sorted", dims=[*common, *rest], dtype=out_dtype, sparse_dim=axis, raw_tensor=index)

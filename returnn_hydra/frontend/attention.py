@@ -51,8 +51,13 @@ def dot_attention(
 
     Args:
         scale: default 1 / sqrt(size of key_dim).
+        axis: may also be a dim of the query: every query frame sees every key.
         causal_query_spatial_dim: query frames of this dim see only keys up to their own position.
     """
+    if axis in query.dims:
+        keys, key_axis = replace_dim(keys, in_dim=axis)
+        values, _ = replace_dim(values, in_dim=axis, out_dim=key_axis)
+        axis = key_axis
     scale = key_dim.get_dim_value() ** -0.5 if scale is None else scale
     energy = matmul(query * scale, keys, reduce=key_dim)
     if causal_query_spatial_dim is not None:
@@ -61,11 +66,13 @@ def dot_attention(
 
 
 def causal_mask(query_dim: Dim, key_dim: Dim, like: Tensor) -> Tensor:
-    """True where a key is not behind the query; the last query and the last key belong together."""
-    queries, keys = query_dim.get_dim_value(), key_dim.get_dim_value()
-    positions = torch.arange(queries, device=like.raw_tensor.device)[:, None] + (keys - queries)
-    raw = torch.arange(keys, device=like.raw_tensor.device) <= positions
-    return Tensor("causal", dims=[query_dim, key_dim], dtype="bool", raw_tensor=raw)
+    """True where a key is not behind the query; the last query and the last key of a sequence belong together."""
+    device = like.device
+    offset = key_dim.get_size_tensor(device=device) - query_dim.get_size_tensor(device=device)
+    queries = torch.arange(query_dim.get_dim_value(), device=device)[:, None]
+    keys = torch.arange(key_dim.get_dim_value(), device=device)
+    raw = keys <= queries + offset.raw_tensor[..., None, None]
+    return Tensor("causal", dims=[*offset.dims, query_dim, key_dim], dtype="bool", raw_tensor=raw)
 
 
 def _attend(energy: Tensor, values: Tensor, axis: Dim, att_dropout: float, broadcast: bool | None) -> Tensor:
@@ -210,7 +217,7 @@ class CausalSelfAttention(SelfAttentionBase):
     def _accumulate(
         self, k: Tensor, v: Tensor, axis: Dim, state: CausalSelfAttentionState | None
     ) -> tuple[Tensor, Tensor, Dim, CausalSelfAttentionState]:
-        """Keys and values so far and now."""
+        """Keys and values so far and now, with an axis of their own."""
         if axis == single_step_dim:
             if state is None:
                 raise ValueError(f"{type(self).__name__}: a single step needs a state (default_initial_state)")
@@ -220,7 +227,8 @@ class CausalSelfAttention(SelfAttentionBase):
             k, kv_axis = concat((state.k_accum, old), (k, axis))
             v, _ = concat((state.v_accum, old), (v, axis), out_dim=kv_axis)
         else:
-            k, v, kv_axis = self._keys_of(k, v, axis)
+            new_state = CausalSelfAttentionState(k_accum=k, v_accum=v, accum_axis=axis)
+            return *self._keys_of(k, v, axis), new_state
         return k, v, kv_axis, CausalSelfAttentionState(k_accum=k, v_accum=v, accum_axis=kv_axis)
 
     def default_initial_state(

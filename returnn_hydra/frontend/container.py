@@ -38,13 +38,37 @@ class _Container(Module):
     def items(self) -> list[tuple[str, Any]]:
         return list(zip(self._names, self._values(), strict=True))
 
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: int | slice | str) -> Any:
         if isinstance(index, slice):
             return type(self)(dict(self.items()[index]))  # type: ignore[call-arg]
-        return self._values()[index]
+        return getattr(self, index) if isinstance(index, str) else self._values()[index]
 
-    def __setitem__(self, index: int, value: Any) -> None:
-        setattr(self, self._names[index], value)
+    def __setitem__(self, index: int | slice | str, value: Any) -> None:
+        if isinstance(index, slice):
+            self._replace(index, list(value))
+        elif isinstance(index, str) and index not in self._names:
+            self._add(index, self._entry(value))
+        else:
+            setattr(self, index if isinstance(index, str) else self._names[index], self._entry(value))
+
+    def __delitem__(self, index: int | slice) -> None:
+        if not isinstance(index, slice):
+            index = slice(index, index + 1 or None)
+        self._replace(index, [])
+
+    def _entry(self, value: Any) -> Any:
+        """What is kept of a value that is put in."""
+        return value
+
+    def _replace(self, index: slice, values: list[Any]) -> None:
+        """Other entries in place of a slice; entries with a number for a name are numbered anew."""
+        items = self.items()
+        items[index] = [("", value) for value in values]
+        for name in self._names:
+            delattr(self, name)
+        self._names = []
+        for number, (name, value) in enumerate(items):
+            self._add(name if name and not name.isdigit() else str(number), self._entry(value))
 
 
 def _entries(values: tuple[Any, ...], single: type) -> list[tuple[str, Any]]:
@@ -65,6 +89,9 @@ class ModuleList(_Container):
         super().__init__()
         for name, module in _entries(modules, Module):
             self._add(name, _as_module(module))
+
+    def _entry(self, value: Any) -> Module:
+        return _as_module(value)
 
     def append(self, module: Any) -> ModuleList:
         self._add(str(len(self)), _as_module(module))

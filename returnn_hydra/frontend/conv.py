@@ -147,7 +147,7 @@ def conv(
         raw = _pad_raw(raw, [(0, max(s, 0)) for s in short], 0.0)
     result = function(
         raw,
-        filter.raw_tensor,
+        _filter_raw(filter, out_dim, filter_size),
         None if bias is None else bias.raw_tensor,
         stride=step,
         dilation=dilation,
@@ -162,6 +162,14 @@ def conv(
         "conv", dims=[*batch, out_dim, *dims], dtype=dtype_name(result), feature_dim=out_dim, raw_tensor=result
     )
     return out, dims
+
+
+def _filter_raw(filter: Tensor, out_dim: Dim, filter_size: Sequence[Dim]) -> torch.Tensor:
+    """(out, in / groups, kernel...), whatever the order of the filter's dims."""
+    channels = [d for d in filter.dims if d not in filter_size]
+    if len(channels) == 2 and channels[0] != out_dim and channels[1] == out_dim:
+        channels.reverse()
+    return filter.copy_compatible_to_dims_raw([*channels, *filter_size])
 
 
 def _cut(raw: torch.Tensor, dims: Sequence[Dim]) -> torch.Tensor:

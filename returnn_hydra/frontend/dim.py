@@ -171,7 +171,10 @@ class Dim:
         """Take the lengths of `base`; stays another dim."""
         self._size, self._dyn = base.dimension, base.dyn_size_ext
 
-    copy_from = declare_same_as
+    def copy_from(self, other: Dim) -> None:
+        """Become another dim with the sizes of `other`."""
+        self._same, self._term, self._cache = None, None, None
+        self.derive_from(other)
 
     def copy(self, same_as_self: bool = True, description: str | None = None, kind: Any = None,
              match_priority: int | None = None) -> Dim:  # fmt: skip
@@ -380,9 +383,10 @@ class Dim:
         return mask.copy_transpose([d for d in dim_order if d in mask.dims]) if dim_order else mask
 
     def reset_raw(self, *, only_self: bool = False, include_parents: bool = False) -> None:
-        """Forget the lengths."""
-        if self._root()._size is None:
-            self._root()._dyn = None
+        """Forget the lengths; what they depend on stays known."""
+        root = self._root()
+        if root._size is None and root._dyn is not None:
+            root._dyn = root._dyn.copy_template()
 
     def reset_eager(self) -> None:
         """Forget the lengths."""

@@ -1,8 +1,8 @@
 """Arithmetic on dims as plain terms: two dims are equal if they were derived from the same dims in the same way.
 
-A dim has a *term*: a base dim, or an operation over terms. Sums and products are kept flat and in order, and
-neighbouring
-constants are folded, so (T + 1) - 1 is T again and (T + 1) + 1 equals T + 2; T + S and S + T differ.
+A dim has a *term*: a base dim, or an operation over terms. Sums and products are kept flat and in order. Neighbours
+that are the same but for a number are put together, so (T + 1) - 1 is T again, (T + 1) + 1 equals T + 2, and 2 * T + T
+equals 3 * T; T + S and S + T differ.
 """
 
 from __future__ import annotations
@@ -26,25 +26,42 @@ class Term:
 
 def add(left: Operand, right: Operand) -> Operand:
     """left + right."""
-    return _flat("add", left, right, 0, lambda a, b: a + b)
+    parts: list[Operand] = []
+    for part in (*_parts("add", left), *_parts("add", right)):
+        if parts:
+            (last_count, last), (count, what) = _counted(parts[-1]), _counted(part)
+            if last == what:
+                parts.pop()
+                part = mul(last_count + count, what)
+        if part != 0 or not isinstance(part, int):
+            parts.append(part)
+    return _rebuild("add", tuple(parts))
+
+
+def _counted(operand: Operand) -> tuple[int, Operand]:
+    """An operand as count times something: 3 * a -> (3, a), a -> (1, a), 5 -> (5, 1)."""
+    if isinstance(operand, int):
+        return operand, 1
+    first, *rest = _parts("mul", operand)
+    return (first, _rebuild("mul", tuple(rest))) if isinstance(first, int) and rest else (1, operand)
 
 
 def mul(left: Operand, right: Operand) -> Operand:
-    """left * right."""
-    return _flat("mul", left, right, 1, lambda a, b: a * b)
-
-
-def _flat(kind: str, left: Operand, right: Operand, neutral: int, fold: Callable[[int, int], int]) -> Operand:
-    operands = [*_parts(kind, left)]
-    for part in _parts(kind, right):
-        if operands and isinstance(operands[-1], int) and isinstance(part, int):
-            part = fold(operands.pop(), part)
-        if part != neutral or not isinstance(part, int):
-            operands.append(part)
-    operands = [part for part in operands if not (isinstance(part, int) and part == neutral)]
-    if not operands:
-        return neutral
-    return operands[0] if len(operands) == 1 else Term(kind, tuple(operands))
+    """left * right; a sum on the left is multiplied part by part."""
+    if left == 0 or right == 0:
+        return 0
+    if isinstance(left, Term) and left.kind == "add" and right != 1:
+        total: Operand = 0
+        for part in left.operands:
+            total = add(total, mul(part, right))
+        return total
+    parts: list[Operand] = []
+    for part in (*_parts("mul", left), *_parts("mul", right)):
+        if parts and isinstance(parts[-1], int) and isinstance(part, int):
+            part = parts.pop() * part
+        if part != 1 or not isinstance(part, int):
+            parts.append(part)
+    return _rebuild("mul", tuple(parts))
 
 
 def _parts(kind: str, operand: Operand) -> tuple[Operand, ...]:
@@ -55,33 +72,51 @@ def _parts(kind: str, operand: Operand) -> tuple[Operand, ...]:
 
 def sub_right(left: Operand, right: Operand) -> Operand:
     """left - right: takes `right` off the right end of a sum."""
-    parts = _parts("add", left)
-    if isinstance(right, int):
-        return add(left, -right)
-    if parts[-1] == right:
-        return _rebuild("add", parts[:-1])
-    return add(left, mul(-1, right))
+    for part in reversed(_parts("add", right)):
+        left = add(left, mul(-1, part))
+    return left
 
 
 def sub_left(left: Operand, right: Operand) -> Operand:
     """left - right: takes `right` off the left end of a sum."""
-    parts = _parts("add", left)
-    if isinstance(right, int):
-        return add(-right, left)
-    if parts[0] == right:
-        return _rebuild("add", parts[1:])
-    return add(mul(-1, right), left)
+    for part in _parts("add", right):
+        left = add(mul(-1, part), left)
+    return left
 
 
 def div(left: Operand, right: Operand, kind: str, side: str) -> Operand:
-    """left / right (`kind`: floordiv, ceildiv, truediv); a factor at that `side` of a product simply goes."""
+    """left / right (`kind`: floordiv, ceildiv, truediv); a factor at that `side` of a product simply goes.
+
+    (a / 2) / 3 is a / 6.
+    """
     if right == 1:
         return left
-    parts = _parts("mul", left)
-    index = -1 if side == "right" else 0
-    if parts[index] == right and len(parts) > 1:
-        return _rebuild("mul", parts[:-1] if side == "right" else parts[1:])
-    return Term(f"{kind}_{side}", (left, right))
+    exact = _quotient(left, right, side)
+    if exact is not None:
+        return exact
+    kind = f"{kind}_{side}"
+    if isinstance(left, Term) and left.kind == kind and isinstance(right, int) and isinstance(left.operands[1], int):
+        left, right = left.operands[0], left.operands[1] * right
+    return Term(kind, (left, right))
+
+
+def _quotient(left: Operand, right: Operand, side: str) -> Operand | None:
+    """left / right if `right` is a factor of every part of a sum; else None."""
+    total: Operand = 0
+    parts = _parts("add", left)
+    for part in parts:
+        factors = _parts("mul", part)
+        index = -1 if side == "right" else 0
+        if isinstance(part, int) and isinstance(right, int) and len(parts) > 1 and part % right == 0:
+            quotient: Operand = part // right
+        elif factors[index] == right and len(factors) > 1:
+            quotient = _rebuild("mul", factors[:-1] if side == "right" else factors[1:])
+        elif part == right and len(parts) > 1:
+            quotient = 1
+        else:
+            return None
+        total = add(total, quotient)
+    return total
 
 
 def _rebuild(kind: str, parts: tuple[Operand, ...]) -> Operand:

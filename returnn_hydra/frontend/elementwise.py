@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from returnn_hydra.frontend.ambient import get_default_float_dtype, is_float_dtype
+from returnn_hydra.frontend.ambient import behavior_at_least, get_default_float_dtype, is_float_dtype
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
 
@@ -300,12 +300,12 @@ def opt_logical_or(a: Any, b: Any) -> Any:
 
 
 def where(cond: Any, true_: Any, false_: Any, *, allow_broadcast_all_sources: bool = False) -> Tensor:
-    """`true_` where `cond` holds, else `false_`."""
+    """`true_` where `cond` holds, else `false_`; the axes come in the order of `true_` if it has them all."""
     if isinstance(cond, (bool, np.bool_)):
         from returnn_hydra.frontend.create import convert_to_tensor
 
         cond = convert_to_tensor(bool(cond))
-    dims = merged_dims((cond, true_, false_))
+    dims = merged_dims((true_, false_, cond))
     raw_true, raw_false = aligned(true_, dims), aligned(false_, dims)
     if not isinstance(raw_true, torch.Tensor) and not isinstance(raw_false, torch.Tensor):
         dtype = torch_dtype(get_default_float_dtype()) if isinstance(raw_true, float) else None
@@ -336,6 +336,14 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
     if is_float_dtype(dtype) or dtype == "bool":
         out.sparse_dim = None
     return out
+
+
+def keep_dtype(out: Tensor, dtype: str) -> Tensor:
+    """What a module gives under autocast: from behaviour version 27 on the dtype that it had before its parameters
+    were added to it or multiplied with it, before that the wider one."""
+    if out.dtype == dtype or not behavior_at_least(27, "rf_module_output_keep_dtype"):
+        return out
+    return cast(out, dtype)
 
 
 def _unary(name: str, function: Callable[[torch.Tensor], torch.Tensor], doc: str) -> Callable[[Tensor], Tensor]:
@@ -414,8 +422,8 @@ def gating(
 
 def cumsum(source: Tensor, *, spatial_dim: Dim) -> Tensor:
     """Running sum along a dim."""
-    raw = source.raw_tensor.cumsum(source.get_axis_from_description(spatial_dim))
-    return source._new(source.dims, raw, name="cumsum", dtype=dtype_name(raw))
+    number = source.get_axis_from_description(spatial_dim)
+    return source._new(source.dims, source.raw_tensor.cumsum(number, dtype=source.raw_tensor.dtype), name="cumsum")
 
 
 def softmax(a: Tensor, *, axis: Dim, use_mask: bool = True) -> Tensor:

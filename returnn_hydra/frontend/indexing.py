@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from returnn_hydra.frontend.arrays import lengths_dim, matched_dim, merge_dims
 from returnn_hydra.frontend.create import convert_to_tensor, full, range_over_dim
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import compare, logical_and, where
-from returnn_hydra.frontend.tensor import Tensor, dtype_name
+from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
 
 
 def gather(source: Tensor, *, indices: Tensor | int, axis: Dim | None = None, clip_to_valid: bool = False) -> Tensor:
@@ -192,52 +193,76 @@ def scatter(
     """The opposite of gather: every value goes to its index in `out_dim`; values with one index are reduced.
 
     Args:
-        mode: sum, max or min; mean, logsumexp and logmeanexp, as in scatter_mean and so on.
+        mode: sum, max or min; mean, logsumexp, logmeanexp and argmax, as in scatter_mean and so on.
         fill_value: where no value goes; default 0 for sum and mean, else -/+infinity.
-        use_mask: padding goes nowhere (RETURNN's default from behaviour version 25 on; before, only with a packed
-            source).
+        use_mask: padding goes nowhere, and frames of `out_dim` behind the end of a sequence are 0 (default from
+            behaviour version 23 on; from 25 on also with a fill value of one's own, or indices outside of
+            `out_dim` in the padding).
     """
     if mode in _SCATTER_BY_NAME:
         options: dict[str, Any] = {"indices_dim": indices_dim, "fill_value": fill_value, "out_dim": out_dim}
         return _SCATTER_BY_NAME[mode](source, indices=indices, **options)
+    if mode == "argmax":
+        assert isinstance(indices_dim, Dim)
+        assert out_dim is None or isinstance(out_dim, Dim)
+        return scatter_argmax(source, indices=indices, indices_dim=indices_dim, invalid_idx=fill_value, out_dim=out_dim)
+    if mode not in ("sum", "max", "min"):
+        known = sorted(["sum", "max", "min", "argmax", *_SCATTER_BY_NAME])
+        raise ValueError(f"scatter: unknown mode '{mode}', known are {known}")
     index_dims = [indices_dim] if isinstance(indices_dim, Dim) else list(indices_dim)
     out_dim = indices.sparse_dim if out_dim is None else out_dim
-    if not isinstance(out_dim, Dim):
-        raise ValueError("scatter: needs out_dim (one dim), or indices with a sparse_dim")
-    use_mask = behavior_at_least(25, "rf_scatter_use_fixed_masking") if use_mask is None else use_mask
-    neutral = {"sum": 0, "max": float("-inf"), "min": float("inf")}
-    if mode not in neutral:
-        raise ValueError(f"scatter: unknown mode '{mode}', known are {sorted([*neutral, *_SCATTER_BY_NAME])}")
-    if use_mask:
-        for dim in index_dims:
-            if dim.need_masking():
-                source = where(
-                    dim.get_mask(device=source.device), source, neutral[mode], allow_broadcast_all_sources=True
-                )
+    if out_dim is None:
+        raise ValueError("scatter: needs out_dim, or indices with a sparse_dim")
+    out_dims = [out_dim] if isinstance(out_dim, Dim) else list(out_dim)
+    neutral = _scatter_neutral(mode, source.dtype)
+    padded = any(dim.need_masking() for dim in (*source.dims, *indices.dims))
+    masked = padded and (behavior_at_least(23, "rf_use_mask") if use_mask is None else use_mask)
+    fixed = masked and behavior_at_least(25, "rf_scatter_use_fixed_masking")
+    if masked:
+        # RETURNN's former rule: a fill value of one's own also takes the place of the padding.
+        source = source.copy_masked(neutral if fill_value is None or fixed else fill_value, dims=index_dims)
+    if fixed:
+        indices = indices.copy_masked(0, dims=index_dims)
+    first = neutral if fill_value is None or fixed else fill_value
+    out = _scatter(source, indices, index_dims, out_dims, mode, first)
+    if fixed and fill_value is not None and fill_value != neutral:
+        counts = scatter_count(indices=indices, indices_dim=index_dims, out_dim=out_dims)
+        out = where(counts > 0, out, fill_value, allow_broadcast_all_sources=True).copy_transpose(out.dims)
+    return out.copy_masked(0, dims=out_dims) if masked and mode != "sum" else out
+
+
+def _scatter_neutral(mode: str, dtype: str) -> float:
+    """What changes nothing in a sum, a maximum or a minimum."""
+    if mode == "sum":
+        return 0
+    torch_type = torch_dtype(dtype)
+    if torch_type.is_floating_point:
+        return float("-inf") if mode == "max" else float("inf")
+    limits = torch.iinfo(torch_type)
+    return limits.min if mode == "max" else limits.max
+
+
+def _scatter(
+    source: Tensor, indices: Tensor, index_dims: list[Dim], out_dims: list[Dim], mode: str, fill_value: float
+) -> Tensor:
+    """Every value to its index, padding included; several `out_dims` count as one, the last one running fastest."""
     common = [d for d in indices.dims if d not in index_dims]
     rest = [d for d in source.dims if d not in index_dims and d not in common]
+    axis = len(common)
     values = source.copy_compatible_to_dims_raw([*common, *index_dims, *rest], unbroadcast=True)
-    values = values.flatten(len(common), len(common) + len(index_dims) - 1)
-    index = indices.copy_compatible_to_dims_raw([*common, *index_dims]).flatten(len(common)).long()
-    raw = _scatter_raw(values, index, len(common), out_dim.get_dim_value(), mode, fill_value)
-    out = source._new([*common, out_dim, *rest], raw, name="scatter", dtype=dtype_name(raw))
-    return out
-
-
-def _scatter_raw(
-    values: torch.Tensor, index: torch.Tensor, axis: int, size: int, mode: str, fill_value: float | None
-) -> torch.Tensor:
-    shape = [*values.shape[:axis], size, *values.shape[axis + 1 :]]
+    values = values.flatten(axis, axis + len(index_dims) - 1)
+    index = indices.copy_compatible_to_dims_raw([*common, *index_dims], unbroadcast=True).flatten(axis).long()
+    sizes = [d.get_dim_value() for d in out_dims]
+    shape = [*values.shape[:axis], math.prod(sizes), *values.shape[axis + 1 :]]
     expanded = index.view(*index.shape, *[1] * (values.ndim - axis - 1)).expand(values.shape)
-    if mode == "sum":
-        return values.new_full(shape, 0 if fill_value is None else fill_value).scatter_add(axis, expanded, values)
-    reduction = {"max": "amax", "min": "amin"}[mode]
-    if fill_value is None:
-        limit = torch.finfo(values.dtype) if values.is_floating_point() else torch.iinfo(values.dtype)
-        lowest, highest = (float("-inf"), float("inf")) if values.is_floating_point() else (limit.min, limit.max)
-        fill_value = lowest if mode == "max" else highest
     filled = values.new_full(shape, fill_value)
-    return filled.scatter_reduce(axis, expanded, values, reduction)
+    if mode == "sum" and fill_value == 0:
+        raw = filled.scatter_add(axis, expanded, values)
+    else:
+        reduction = {"sum": "sum", "max": "amax", "min": "amin"}[mode]
+        raw = filled.scatter_reduce(axis, expanded, values, reduction, include_self=False)
+    raw = raw.unflatten(axis, sizes)
+    return source._new([*common, *out_dims, *rest], raw, name="scatter", dtype=dtype_name(raw))
 
 
 def scatter_mean(source: Tensor, *, indices: Tensor, fill_value: float | None = None, **options: Any) -> Tensor:
@@ -261,6 +286,8 @@ def scatter_logsumexp(source: Tensor, *, indices: Tensor, fill_value: float | No
     """log(sum(exp)) of the values with one index; -infinity where there are none."""
     from returnn_hydra.frontend.elementwise import exp, is_finite, log
 
+    if behavior_at_least(25, "rf_scatter_use_fixed_masking"):
+        indices = indices.copy_masked(0)
     highest = scatter(source, indices=indices, mode="max", use_mask=True, **options)
     safe = where(is_finite(highest), highest, 0.0)
     axis = options.get("out_dim") or indices.sparse_dim
@@ -278,16 +305,15 @@ def scatter_logmeanexp(source: Tensor, *, indices: Tensor, fill_value: float | N
     return total - log(maximum(count, 1.0))
 
 
-_SCATTER_BY_NAME = {"mean": scatter_mean, "logsumexp": scatter_logsumexp, "logmeanexp": scatter_logmeanexp}
-
-
 def scatter_argmax(
-    source: Tensor, *, indices: Tensor, indices_dim: Dim, invalid_idx: int | None = -1, out_dim: Dim | None = None
+    source: Tensor, *, indices: Tensor, indices_dim: Dim, invalid_idx: float | None = -1, out_dim: Dim | None = None
 ) -> Tensor:
-    """For every index the position (in `indices_dim`) of the largest value that goes there; `invalid_idx` if none
+    """For every index the position (in `indices_dim`) of the largest value that goes there; `invalid_idx` (-1) if none
     does."""
     out_dim = out_dim or indices.sparse_dim
     assert out_dim is not None
+    if behavior_at_least(25, "rf_scatter_use_fixed_masking"):
+        indices = indices.copy_masked(0)
     best = scatter(source, indices=indices, indices_dim=indices_dim, mode="max", out_dim=out_dim, use_mask=True)
     is_best = compare(source, "==", gather(best, indices=indices, axis=out_dim))
     if indices_dim.need_masking():
@@ -305,9 +331,16 @@ def scatter_argmax(
         fill_value=size,
         use_mask=False,
     )
-    result = first if invalid_idx is None else where(first < size, first, invalid_idx)
+    result = where(first < size, first, -1 if invalid_idx is None else invalid_idx)
     result.sparse_dim = indices_dim
     return result
+
+
+_SCATTER_BY_NAME = {
+    "mean": scatter_mean,
+    "logsumexp": scatter_logsumexp,
+    "logmeanexp": scatter_logmeanexp,
+}
 
 
 def _without_padding(mask: Tensor, dims: list[Dim]) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.elementwise import where
+from returnn_hydra.frontend.elementwise import keep_dtype, where
 from returnn_hydra.frontend.indexing import gather
 from returnn_hydra.frontend.init import Glorot
 from returnn_hydra.frontend.module import Module
@@ -38,28 +39,19 @@ def matmul(a: Tensor, b: Tensor, *, reduce: Dim | Sequence[Dim], use_mask: bool 
     n = len(common)
     batch, row_shape = left.shape[:n], left.shape[n : n + len(rows)]
     column_shape = right.shape[n + len(reduce_dims) :]
-    left = (
-        left.reshape(*batch, _product(row_shape), -1) if reduce_dims else left.reshape(*batch, _product(row_shape), 1)
-    )
-    inner = left.shape[-1]
-    right = right.reshape(*batch, inner, _product(column_shape))
+    inner = math.prod(left.shape[n + len(rows) :])
+    left = left.reshape(*batch, math.prod(row_shape), inner)
+    right = right.reshape(*batch, inner, math.prod(column_shape))
     if left.dtype != right.dtype and not torch.is_autocast_enabled():
         dtype = torch.promote_types(left.dtype, right.dtype)
         left, right = left.to(dtype), right.to(dtype)
-    raw = torch.matmul(left, right).reshape(*batch, *row_shape, *column_shape)
+    raw = torch.matmul(left, right).reshape([*batch, *row_shape, *column_shape])
     dims = [*common, *rows, *columns]
     out = Tensor("dot", dims=dims, dtype=dtype_name(raw), raw_tensor=raw)
     features = [d for d in (a.feature_dim, b.feature_dim) if d is not None and d in dims]
     if features and (len(set(features)) == 1 or a.feature_dim not in dims):
         out.feature_dim = features[0]
     return out
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 dot = matmul
@@ -87,10 +79,14 @@ class Linear(Module):
         dims = [d for d in source.dims if d != self.in_dim]
         raw = source.copy_compatible_to_dims_raw([*dims, self.in_dim])
         weight, bias = self.weight.raw_tensor, None if self.bias is None else self.bias.raw_tensor
-        raw = torch.nn.functional.linear(raw, weight.t(), bias)
-        return Tensor(
-            "linear", dims=[*dims, self.out_dim], dtype=dtype_name(raw), feature_dim=self.out_dim, raw_tensor=raw
-        )
+        autocast = torch.is_autocast_enabled(raw.device.type)
+        raw = torch.nn.functional.linear(raw, weight.t(), None if autocast else bias)
+        dtype = dtype_name(raw)
+        if autocast and bias is not None:
+            raw = raw + bias
+        dims = [*dims, self.out_dim]
+        out = Tensor("linear", dims=dims, dtype=dtype_name(raw), feature_dim=self.out_dim, raw_tensor=raw)
+        return keep_dtype(out, dtype)
 
 
 class Embedding(Module):

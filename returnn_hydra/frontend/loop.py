@@ -107,7 +107,7 @@ def _kept_state(dim: Dim, index: int, new: Any, old: Any) -> Any:
         return new
 
     def choose(after: Any, before: Any) -> Any:
-        if not isinstance(after, Tensor) or not set(lengths.dims) <= after.dims_set:
+        if not _replaces(after, before, lengths):
             return after
         active = Tensor(
             "active",
@@ -118,6 +118,13 @@ def _kept_state(dim: Dim, index: int, new: Any, old: Any) -> Any:
         return where(active, after, before).copy_transpose(after.dims)
 
     return map_nested(choose, new, old)
+
+
+def _replaces(new: Any, old: Any, condition: Tensor) -> bool:
+    """Whether both are tensors that a condition can choose from; a state may get other dims in the body."""
+    if not isinstance(new, Tensor):
+        return False
+    return condition.dims_set <= new.dims_set and (not isinstance(old, Tensor) or old.dims_set <= new.dims_set)
 
 
 def _scan_while(
@@ -165,7 +172,7 @@ def _still(running: Tensor | None, answer: Any) -> Tensor:
 
 def _chosen(running: Tensor, new: Any, old: Any) -> Any:
     def choose(after: Any, before: Any) -> Any:
-        if not isinstance(after, Tensor) or not running.dims_set <= after.dims_set:
+        if not _replaces(after, before, running):
             return after
         return where(running, after, before).copy_transpose(after.dims)
 

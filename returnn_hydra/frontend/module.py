@@ -85,7 +85,7 @@ class Module:
 
     def own_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The parameters among the attributes."""
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if isinstance(value, Parameter):
                 yield name, value
 

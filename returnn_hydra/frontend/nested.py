@@ -1,10 +1,16 @@
-"""Functions over nested structures (states) of tensors, dims and tensor arrays."""
+"""Functions over nested structures (states) of tensors, dims and tensor arrays.
+
+A structure holds its dynamic dims beside the tensors that have them. What a function does to the tensors it also does
+to the lengths of these dims: they become new dims, and the tensors are cut or padded to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from returnn_hydra.frontend.arrays import expand_dims, replace_dim_v2
+from returnn_hydra.frontend.create import copy_to_device
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import where
 from returnn_hydra.frontend.indexing import gather, masked_scatter, masked_select
@@ -15,43 +21,33 @@ from returnn_hydra.frontend.tensor_array import TensorArray
 DimMap = dict[Dim, Dim]
 
 
-def _renamed(tensor: Tensor, dim_map: DimMap) -> Tensor:
-    """The same values with dims replaced."""
-    dims = [dim_map.get(d, d) for d in tensor.dims]
-    out = tensor._new(dims, tensor.raw_tensor)
-    out.sparse_dim = dim_map.get(tensor.sparse_dim, tensor.sparse_dim) if tensor.sparse_dim is not None else None
-    if tensor.feature_dim is not None:
-        out.feature_dim = dim_map.get(tensor.feature_dim, tensor.feature_dim)
-    return out
+def _with_dims(tensor: Tensor, dim_map: DimMap) -> Tensor:
+    """The same values with dims replaced, cut or padded with 0 to the new sizes."""
+    for dim in tensor.dims:
+        if dim in dim_map:
+            tensor = replace_dim_v2(tensor, in_dim=dim, out_dim=dim_map[dim])
+    sparse_dim = tensor.sparse_dim
+    if sparse_dim is not None and sparse_dim in dim_map:
+        tensor = tensor.copy()
+        tensor.sparse_dim = dim_map[sparse_dim]
+    return tensor
 
 
-def _mapped_dims(value: Any, change: Any, depends_on: Sequence[Dim]) -> DimMap:
-    """New dims for those inside `value` whose lengths depend on one of these dims: `change` gives the new lengths."""
-    result: DimMap = {}
-    for dim in _dims_inside(value):
-        lengths = dim.dyn_size_ext
-        if lengths is not None and dim not in result and any(d in lengths.dims for d in depends_on):
-            new = change(lengths)
-            result[dim] = Dim(None, name=dim.name, dyn_size_ext=new)
-    return result
-
-
-def _dims_inside(value: Any) -> list[Dim]:
-    dims: list[Dim] = []
+def _map_dims(structure: Any, change: Callable[[Tensor], Tensor], depends_on: Sequence[Dim], dim_map: DimMap) -> None:
+    """New dims for those inside whose lengths depend on one of these dims: `change` gives the new lengths."""
 
     def visit(part: Any) -> None:
-        if isinstance(part, Dim):
-            dims.append(part)
-        elif isinstance(part, Tensor):
-            dims.extend(part.dims)
+        for dim in [part] if isinstance(part, Dim) else part.dims if isinstance(part, Tensor) else []:
+            lengths = dim.dyn_size_ext
+            if lengths is not None and dim not in dim_map and any(d in lengths.dims for d in depends_on):
+                dim_map[dim] = Dim(change(lengths), name=dim.name)
 
-    map_nested(visit, value)
-    return dims
+    map_nested(visit, structure)
 
 
-def _apply(function: Any, dim_map: DimMap, part: Any) -> Any:
+def _apply(function: Callable[[Tensor], Tensor], dim_map: DimMap, part: Any) -> Any:
     if isinstance(part, Tensor):
-        return _renamed(function(part), dim_map)
+        return _with_dims(function(part), dim_map)
     if isinstance(part, Dim):
         return dim_map.get(part, part)
     if isinstance(part, TensorArray):
@@ -62,7 +58,11 @@ def _apply(function: Any, dim_map: DimMap, part: Any) -> Any:
 
 
 def gather_nested(s: Any, *, indices: Tensor, dim_map: DimMap | None = None) -> Any:
-    """gather of everything that has the dim which `indices` are indices of; the rest stays."""
+    """gather of everything that has the dim which `indices` are indices of; the rest stays.
+
+    Args:
+        dim_map: gets what dims became.
+    """
     axis = indices.sparse_dim
     if axis is None:
         raise ValueError(f"gather_nested: the indices {indices} have no sparse_dim")
@@ -70,15 +70,16 @@ def gather_nested(s: Any, *, indices: Tensor, dim_map: DimMap | None = None) -> 
     def pick(tensor: Tensor) -> Tensor:
         return gather(tensor, indices=indices, axis=axis) if axis in tensor.dims else tensor
 
-    def lengths_of(lengths: Tensor) -> Tensor:
-        from returnn_hydra.frontend.create import copy_to_device
+    mapping: DimMap = {} if dim_map is None else dim_map
+    indices_cpu = copy_to_device(indices, "cpu")
+    _map_dims(s, lambda lengths: gather(lengths, indices=indices_cpu, axis=axis), [axis], mapping)
 
-        return gather(lengths, indices=copy_to_device(indices, "cpu"), axis=axis)
+    def change(part: Any) -> Any:
+        if isinstance(part, Dim) and part == axis and len(indices.dims) == 1:
+            return indices.dims[0]
+        return _apply(pick, mapping, part)
 
-    new_dims = _mapped_dims(s, lengths_of, [axis])
-    if dim_map is not None:
-        dim_map.update(new_dims)
-    return map_nested(lambda part: _apply(pick, new_dims, part), s)
+    return map_nested(change, s)
 
 
 def masked_select_nested(
@@ -90,22 +91,23 @@ def masked_select_nested(
     out_dim: Dim | None = None,
     dim_map: DimMap | None = None,
 ) -> tuple[Any, Dim, DimMap]:
-    """masked_select of everything that has these dims; returns the new dim and what other dims became."""
-    _, new_dim = masked_select(mask, mask=mask, dims=dims, out_dim=out_dim or Dim(None, name="packed"))
+    """masked_select of everything that has one of these dims; returns the new dim and what other dims became.
 
-    def pick(tensor: Tensor) -> Tensor:
+    Args:
+        mask_cpu: the mask on the CPU, where lengths are.
+    """
+    _, new_dim = masked_select(mask, mask=mask, dims=dims, out_dim=out_dim or Dim(None, name="packed"))
+    cpu = mask_cpu if mask_cpu is not None else copy_to_device(mask, "cpu")
+
+    def pick(tensor: Tensor, chosen: Tensor = mask) -> Tensor:
         if not any(d in tensor.dims for d in dims):
             return tensor
-        return masked_select(tensor, mask=mask, dims=dims, out_dim=new_dim)[0]
+        tensor = expand_dims(tensor, [d for d in dims if d not in tensor.dims])
+        chosen = cpu if tensor.device == "cpu" else chosen
+        return masked_select(tensor, mask=chosen, dims=dims, out_dim=new_dim)[0]
 
-    def lengths_of(lengths: Tensor) -> Tensor:
-        from returnn_hydra.frontend.create import copy_to_device
-
-        cpu = mask_cpu if mask_cpu is not None else copy_to_device(mask, "cpu")
-        return masked_select(lengths, mask=cpu, dims=dims, out_dim=new_dim)[0]
-
-    mapping = {} if dim_map is None else dim_map
-    mapping.update(_mapped_dims(s, lengths_of, list(dims)))
+    mapping: DimMap = {} if dim_map is None else dim_map
+    _map_dims(s, pick, list(dims), mapping)
     return map_nested(lambda part: _apply(pick, mapping, part), s), new_dim, mapping
 
 
@@ -120,18 +122,51 @@ def masked_scatter_nested(
     masked_select_dim_map: DimMap,
     masked_scatter_dim_map: DimMap | None = None,
 ) -> Any:
-    """The opposite of masked_select_nested: entries back to where the mask holds, `backup` elsewhere."""
-    reverse = {new: old for old, new in masked_select_dim_map.items()}
+    """The opposite of masked_select_nested: entries back to where the mask holds, `backup` elsewhere.
 
-    def put(part: Any, before: Any) -> Any:
+    Args:
+        masked_select_dim_map: what masked_select_nested returned.
+        masked_scatter_dim_map: gets the dims that differ between both sides, and the new dim of both.
+    """
+    before_select = {new: old for old, new in masked_select_dim_map.items()}
+    merged: DimMap = {} if masked_scatter_dim_map is None else masked_scatter_dim_map
+    cpu = mask_cpu if mask_cpu is not None else copy_to_device(mask, "cpu")
+
+    def scatter(tensor: Tensor, other: Tensor) -> Tensor:
+        if in_dim not in tensor.dims:
+            tensor = expand_dims(tensor, [in_dim])
+        chosen = cpu if tensor.device == "cpu" else mask
+        return masked_scatter(tensor, other, mask=chosen, dims=dims, in_dim=in_dim)
+
+    def merge_dim(dim: Any, other: Any) -> None:
+        if not isinstance(dim, Dim):
+            return
+        unpacked = before_select.get(dim, dim)
+        if unpacked != other and unpacked not in merged:
+            new = Dim(scatter(dim.get_size_tensor(), other.get_size_tensor()), name=other.name)
+            merged.update({dim: new, unpacked: new, other: new})
+
+    def put(part: Any, other: Any) -> Any:
         if isinstance(part, Dim):
-            return before if part in reverse else part
-        if not isinstance(part, Tensor) or in_dim not in part.dims:
+            unpacked = before_select.get(part, part)
+            return merged.get(unpacked, unpacked)
+        if not isinstance(part, Tensor):
             return part
-        renamed = _renamed(part, reverse)
-        return masked_scatter(renamed, before, mask=mask, dims=dims, in_dim=in_dim)
+        return scatter(_with_dims(part, {**before_select, **merged}), _with_dims(other, merged))
 
+    map_nested(merge_dim, s, backup)
     return map_nested(put, s, backup)
+
+
+def _merge_dims(structure: Any, others: Any, condition: Tensor, dim_map: DimMap) -> None:
+    """One dim for every two that differ: the lengths of the first where the condition holds, else of the second."""
+
+    def visit(dim: Any, other: Any) -> None:
+        if isinstance(dim, Dim) and isinstance(other, Dim) and dim != other and dim not in dim_map:
+            sizes = where(condition, dim.get_size_tensor(), other.get_size_tensor(), allow_broadcast_all_sources=True)
+            dim_map[dim] = dim_map[other] = Dim(sizes, name=other.name)
+
+    map_nested(visit, structure, others)
 
 
 def mask_nested(
@@ -143,26 +178,44 @@ def mask_nested(
     dim_map: DimMap | None = None,
     allow_dim_extension: bool = True,
 ) -> Any:
-    """Everything where the mask holds, elsewhere `mask_value` (a number, or a structure like `s`)."""
+    """Everything where the mask holds, elsewhere `mask_value` (a number, or a structure like `s`).
+
+    Args:
+        dim_map: gets what dims became.
+        allow_dim_extension: False: what lacks dims of the mask stays as it is.
+    """
+    cpu = mask_cpu if mask_cpu is not None else copy_to_device(mask, "cpu")
+    mapping: DimMap = {} if dim_map is None else dim_map
+    structured = isinstance(mask_value, type(s)) and not isinstance(mask_value, (int, float))
+    if structured and allow_dim_extension:
+        _merge_dims(s, mask_value, cpu, mapping)
 
     def keep(part: Any, other: Any = mask_value) -> Any:
-        if not isinstance(part, Tensor) or not mask.dims_set & part.dims_set or other is None:
+        if isinstance(part, Dim):
+            return mapping.get(part, part)
+        if not isinstance(part, Tensor) or other is None:
             return part
-        return where(mask, part, other, allow_broadcast_all_sources=True)
+        part = _with_dims(part, mapping)
+        other = _with_dims(other, mapping) if isinstance(other, Tensor) else other
+        has_dims = mask.dims_set <= part.dims_set and (not isinstance(other, Tensor) or other.dims_set <= part.dims_set)
+        if not has_dims and (not allow_dim_extension or (not isinstance(other, Tensor) and other == 0)):
+            return part
+        chosen = cpu if part.device == "cpu" else mask
+        return where(chosen, part, other, allow_broadcast_all_sources=True)
 
-    if isinstance(mask_value, (dict, list, tuple)):
-        return map_nested(keep, s, mask_value)
-    return map_nested(keep, s)
+    return map_nested(keep, s, mask_value) if structured else map_nested(keep, s)
 
 
 def where_nested(x: Any, y: Any, *, condition: Tensor, condition_cpu: Tensor | None = None) -> Any:
-    """x where the condition holds, else y."""
+    """x where the condition holds, else y; dims that differ become one."""
+    cpu = condition_cpu if condition_cpu is not None else copy_to_device(condition, "cpu")
+    mapping: DimMap = {}
+    _merge_dims(x, y, cpu, mapping)
 
     def choose(a: Any, b: Any) -> Any:
         if isinstance(a, Tensor):
-            return where(condition, a, b, allow_broadcast_all_sources=True)
-        if isinstance(a, Dim) and a != b:
-            raise ValueError(f"where_nested: {a} and {b} differ; bring both sides to one dim first")
-        return a
+            chosen = cpu if a.device == "cpu" else condition
+            return where(chosen, _with_dims(a, mapping), _with_dims(b, mapping), allow_broadcast_all_sources=True)
+        return mapping.get(a, a) if isinstance(a, Dim) else a
 
     return map_nested(choose, x, y)

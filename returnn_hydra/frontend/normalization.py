@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from returnn_hydra.frontend.arrays import split_dims
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.elementwise import cast, combine_bc, rsqrt, square
+from returnn_hydra.frontend.elementwise import cast, combine_bc, keep_dtype, rsqrt, square
 from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.parameter import Parameter
 from returnn_hydra.frontend.reduce import moments, reduce_mean
@@ -58,7 +58,8 @@ class LayerNorm(Module):
         self.bias = Parameter(_dims(in_dim), initial=0.0) if with_bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _affine(normalize(x, axis=self.in_dim, epsilon=self.eps), self.scale, self.bias)
+        out = _affine(normalize(x, axis=self.in_dim, epsilon=self.eps), self.scale, self.bias)
+        return keep_dtype(out, x.dtype)
 
 
 class RMSNorm(Module):
@@ -73,7 +74,7 @@ class RMSNorm(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         power = reduce_mean(square(x), axis=self.in_dim)
-        return _affine(x * rsqrt(power + self.eps), self.scale, self.bias)
+        return keep_dtype(_affine(x * rsqrt(power + self.eps), self.scale, self.bias), x.dtype)
 
 
 class GroupNorm(Module):
@@ -88,7 +89,7 @@ class GroupNorm(Module):
         self.bias = Parameter(_dims(in_dim), initial=0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _affine(self._normalized(x, []), self.scale, self.bias)
+        return keep_dtype(_affine(self._normalized(x, []), self.scale, self.bias), x.dtype)
 
     def _normalized(self, x: Tensor, extra: list[Dim]) -> Tensor:
         dims = _dims(self.in_dim)
@@ -100,7 +101,7 @@ class GroupNorm(Module):
         order = [d for d in x.dims if d != axis]
         order[number:number] = [self.num_groups, within]
         raw = out.copy_compatible_to_dims_raw(order).flatten(number, number + 1)
-        return x._new(x.dims, raw)
+        return x._new(x.dims, raw, dtype=out.dtype)
 
 
 class GroupNormSpatial(GroupNorm):
@@ -110,7 +111,7 @@ class GroupNormSpatial(GroupNorm):
         if spatial_dims is None:
             given = [d for d in x.dims if d not in _dims(self.in_dim) and not d.is_batch_dim()]
             spatial_dims = [d for d in given if d.is_dynamic()] or given[-1:]
-        return _affine(self._normalized(x, _dims(spatial_dims)), self.scale, self.bias)
+        return keep_dtype(_affine(self._normalized(x, _dims(spatial_dims)), self.scale, self.bias), x.dtype)
 
 
 class BatchNorm(Module):

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from returnn_hydra.frontend.ambient import ambient, get_default_device, get_default_float_dtype
+from returnn_hydra.frontend.ambient import (
+    ambient,
+    get_default_array_index_dtype,
+    get_default_device,
+    get_default_float_dtype,
+)
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import aligned
 from returnn_hydra.frontend.tensor import Tensor, torch_dtype
@@ -21,9 +26,13 @@ def set_random_seed(seed: int) -> None:
     ambient.static_rng = np.random.RandomState((seed * 5393 + 1187) % 2**31)
 
 
-def static_generator(device: Any = None) -> torch.Generator:
-    """A generator of its own for one draw, as RETURNN takes for every initial parameter."""
-    return torch.Generator(device=device or "cpu").manual_seed(int(ambient.static_rng.randint(2**31)))
+def static_generator(device: Any = None) -> torch.Generator | None:
+    """A generator of its own for one draw, as RETURNN takes for every initial parameter; None on the meta device, where
+    nothing is drawn."""
+    seed = int(ambient.static_rng.randint(2**31))
+    if torch.device(device or "cpu").type == "meta":
+        return None
+    return torch.Generator(device=device or "cpu").manual_seed(seed)
 
 
 def get_random_state() -> dict[str, Any]:
@@ -126,7 +135,12 @@ def _sample(
 
 
 def random_uniform(dims: Sequence[Dim], *, minval: Any = None, maxval: Any = None, **options: Any) -> Tensor:
-    """Uniform in [minval, maxval), default [0, 1)."""
+    """Uniform in [minval, maxval), default [0, 1); with a `sparse_dim` any of its classes."""
+    sparse_dim = options.get("sparse_dim")
+    if sparse_dim is not None:
+        options["dtype"] = options.get("dtype") or get_default_array_index_dtype()
+        if maxval is None and options["dtype"].startswith(("int", "uint")):
+            minval, maxval = 0 if minval is None else minval, sparse_dim.get_dim_value()
     return random(dims, distribution="uniform", minval=minval, maxval=maxval, **options)
 
 

@@ -11,7 +11,7 @@ import torch
 from returnn_hydra.frontend.ambient import behavior_at_least
 from returnn_hydra.frontend.create import num_elements_of_shape
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.elementwise import combine_bc, log, where
+from returnn_hydra.frontend.elementwise import cast, combine_bc, log, where
 from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
 
 
@@ -194,8 +194,17 @@ def moments(
     distributed: bool = False,
     compute_dtype: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance; the variance divides by (number of values - correction)."""
+    """Mean and variance; the variance divides by (number of values - correction).
+
+    Args:
+        compute_dtype: dtype of the result; default that of `x`, but float32 for shorter floats from behaviour version
+            32 on.
+    """
     axes = [axis] if isinstance(axis, Dim) else list(axis)
+    is_short = x.dtype in ("float16", "bfloat16")
+    if compute_dtype is None and is_short and behavior_at_least(32, "rf_moments_float32"):
+        compute_dtype = "float32"
+    x = cast(x, compute_dtype or x.dtype)
     # RETURNN masks the mean in any case below behaviour version 31 (measured).
     mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(31, "rf_moments_use_fixed_masking"))
     deviation = combine_bc(x, "squared_difference", mean, dim_order=x.dims)

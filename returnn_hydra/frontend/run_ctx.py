@@ -352,6 +352,10 @@ def _output_order(tensor: Tensor, expected: Tensor | None) -> Sequence[Dim]:
     batch = [d for d in tensor.dims if d.is_batch_dim()]
     feature = [] if tensor.feature_dim is None else [tensor.feature_dim]
     rest = [d for d in tensor.dims if d not in batch and d not in feature]
+    dynamic = [d for d in rest if d.is_dynamic()]
+    static = [d for d in rest if d not in dynamic] + feature
+    if len(batch) <= 1 and len(dynamic) <= 1 and len(static) <= 1:
+        return [*batch, *dynamic, *static]
     if len(batch) == 1 and len(rest) <= 1:
         return [*batch, *rest, *feature]
     if expected is not None:

@@ -44,6 +44,7 @@ def stft(
         x = x.copy_masked(0, dims=[in_spatial_dim] if in_spatial_dim.need_masking() else [])
     rest = [d for d in x.dims if d != in_spatial_dim]
     raw = x.copy_compatible_to_dims_raw([*rest, in_spatial_dim])
+    raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw  # torch has no shorter transforms
     window = torch.hann_window(window_length, periodic=True, dtype=raw.dtype, device=raw.device)
     width = extent if align_window_left else max(extent, fft_length)
     left = 0 if align_window_left else (width - window_length) // 2

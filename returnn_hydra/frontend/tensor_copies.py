@@ -122,16 +122,20 @@ class TensorCopies(TensorAxes):
         """
         if self.dims == tuple(dims):
             return self.raw_tensor
-        missing = [d for d in self.dims if d not in dims]
+        own = self.dims
+        missing = [d for d in own if d not in dims]
+        if missing:
+            own = _by_priority(own, dims)
+            missing = [d for d in own if d not in dims]
         if missing:
             raise ValueError(f"{self} has dims {missing} that are not among {list(dims)}")
-        order = [self.dims.index(d) for d in dims if d in self.dims]
+        order = [own.index(d) for d in dims if d in own]
         raw = self.raw_tensor.permute(order)
         for axis, dim in enumerate(dims):
-            if dim not in self.dims:
+            if dim not in own:
                 raw = raw.unsqueeze(axis)
         if unbroadcast:
-            raw = raw.expand([d.get_dim_value() if d not in self.dims else -1 for d in dims])
+            raw = raw.expand([d.get_dim_value() if d not in own else -1 for d in dims])
         return raw
 
     def copy_compatible_to_dims(
@@ -156,6 +160,8 @@ class TensorCopies(TensorAxes):
         from returnn_hydra.frontend.elementwise import where
 
         result = cast("Tensor", self)
+        if self.dtype == "bool":
+            mask_value = bool(mask_value)
         for dim in self.dims if dims is None else dims:
             if dim.need_masking():
                 mask = dim.get_mask(device=self.device)
@@ -214,3 +220,20 @@ class TensorCopies(TensorAxes):
         kept = [n for n in range(len(self.dims)) if n not in axes]
         raw = None if self.raw_tensor is None else self.raw_tensor.squeeze(tuple(axes))
         return self._new([self.dims[n] for n in kept], raw)
+
+
+def _by_priority(own: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The dims `own`, where those that only differ from wanted ones in their match priority are replaced by these.
+
+    Several uses of one dim are told apart by the order of their priorities.
+    """
+    result = list(own)
+    for base in {d.copy(match_priority=0) for d in own if d not in wanted}:
+        axes, targets = (
+            sorted((d for d in dims if d.copy(match_priority=0) == base), key=lambda d: d.match_priority)
+            for dims in (own, wanted)
+        )
+        if len(axes) == len(targets):
+            for dim, target in zip(axes, targets, strict=True):
+                result[own.index(dim)] = target
+    return tuple(result)

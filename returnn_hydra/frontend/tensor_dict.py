@@ -129,8 +129,8 @@ class TensorDict:
                 raw = raw_tensor_dict.get(f"{name}:size{axis}")
                 if raw is None or isinstance(raw, int) or dim.dimension is not None:
                     continue
-                dim.reset_raw()
-                dims = [] if raw.ndim == 0 else [batch_dim]
+                before = dim.dyn_size_ext
+                dims = () if raw.ndim == 0 else (batch_dim,) if before is None else before.dims
                 dim.dyn_size_ext = Tensor(
                     dim.name, dims=dims, dtype=str(raw.dtype).removeprefix("torch."), raw_tensor=raw
                 )

@@ -57,6 +57,71 @@ def _logits(i):
     return logits
 
 
+def _single(tensor, i):
+    return rf.reduce_max(tensor, axis=i.f)
+
+
+def _first(i):
+    """True for the first two sequences."""
+    return rf.range_over_dim(batch_dim) < 2
+
+
+def _longer(i):
+    """The second tensor with one more frame, and its dim."""
+    value = rf.zeros((), dtype="float32")
+    longer, (dim,) = rf.pad(i.y, axes=[i.t], padding=[(1, 0)], value=value, handle_dynamic_dims=True)
+    return longer, dim
+
+
+def _named(tensor, dim):
+    """The dim under a name that does not depend on how it was made."""
+    return rf.replace_dim(tensor, in_dim=dim, out_dim=Dim(dim.get_size_tensor(), name="z"))[0]
+
+
+def _select_and_scatter(i):
+    mask = _first(i)
+    chosen, packed, dims = rf.nested.masked_select_nested((i.x, i.t), mask=mask, mask_cpu=mask, dims=[batch_dim])
+    options = {"mask": mask, "mask_cpu": mask, "dims": [batch_dim], "in_dim": packed, "masked_select_dim_map": dims}
+    return rf.nested.masked_scatter_nested(chosen, _longer(i), **options)
+
+
+def _renamed(i):
+    keys, i.kv = rf.replace_dim(i.y, in_dim=i.t)
+    return keys, rf.replace_dim(i.p, in_dim=i.t, out_dim=i.kv)[0]
+
+
+def _attention_after_state(i):
+    """The second half of a sequence in one piece, with the first half as state."""
+    rf.set_random_seed(7)
+    module = rf.CausalSelfAttention(i.f, None, key_dim_total=i.f, value_dim_total=i.f, num_heads=2)
+    _, state = module(i.x, axis=i.t)
+    second, _ = rf.gather(i.y, indices=rf.range_over_dim(i.u), axis=i.t), i.u
+    return rf.stop_gradient(module(second, axis=i.u, state=state)[0])  # RETURNN's gradient is nan in padding
+
+
+def _conv(i):
+    size = Dim(2, name="size")
+    weights = rf.reshape(i.w, in_dims=[i.c], out_dims=[i.c]) * rf.range_over_dim(size, dtype="float32")
+    options = {"in_dim": i.f, "out_dim": i.c, "in_spatial_dims": [i.t], "filter_size": [size], "padding": "same"}
+    return rf.conv(i.x, filter=weights.copy_transpose([size, i.f, i.c]), **options)[0]
+
+
+def _scan_with_beams(i):
+    """A loop whose state gets another dim in every step."""
+
+    def body(x, state):
+        beam = Dim(2, name="beam")
+        new = rf.combine_bc(state["y"] + x, "mul", rf.range_over_dim(beam, dtype="float32") + 1.0)
+        new = rf.reduce_mean(new, axis=state["beam"])
+        return new, {"y": new, "beam": beam}
+
+    first = Dim(1, name="first")
+    initial = {"y": rf.zeros([batch_dim, first, i.f]), "beam": first}
+    template = Tensor("y", dims=[batch_dim, first, i.f], dtype="float32")
+    frames, _, _ = rf.scan(spatial_dim=i.t, body=body, initial=initial, xs=i.x, ys=template, return_tensor_arrays=True)
+    return frames[-1]
+
+
 CASES = {name: (lambda i, name=name: getattr(rf, name)(i.x)) for name in UNARY}
 CASES |= {
     name: (lambda i, name=name: getattr(rf, name)(i.p))
@@ -149,6 +214,32 @@ CASES |= {
     "sequence_mask": lambda i: i.t.get_mask(),
     "range_over_dim": lambda i: rf.range_over_dim(i.t),
     "scatter": lambda i: rf.scatter(i.x, indices=i.to_classes, indices_dim=i.t),
+    "scatter_max": lambda i: rf.scatter(i.x, indices=i.to_classes, indices_dim=i.t, mode="max", fill_value=-2.0),
+    "scatter_filled": lambda i: rf.scatter(i.x, indices=i.to_classes, indices_dim=[batch_dim, i.t], fill_value=0.5),
+    "scatter_mean": lambda i: rf.scatter_mean(i.x, indices=i.to_classes, indices_dim=i.t, fill_value=3.0),
+    "scatter_logsumexp": lambda i: rf.exp(rf.scatter_logsumexp(i.x, indices=i.to_classes, indices_dim=i.t)),
+    "scatter_argmax": lambda i: rf.scatter(_single(i.x, i), indices=i.to_classes, indices_dim=i.t, mode="argmax"),
+    "search_sorted": lambda i: rf.search_sorted(rf.range_over_dim(i.f, dtype="float32"), i.x, axis=i.f),
+    "search_sorted_scalar": lambda i: rf.search_sorted(
+        rf.range_over_dim(i.f, dtype="float32"), rf.constant(1.5, dims=()), axis=i.f
+    ),
+    "replace_dim_v2": lambda i: _named(rf.replace_dim_v2(i.x, in_dim=i.t, out_dim=i.t + 2), i.t + 2),
+    "where_nested": lambda i: _named(*rf.nested.where_nested((i.x, i.t), _longer(i), condition=_first(i))),
+    "mask_nested": lambda i: _named(*rf.nested.mask_nested((i.x, i.t), mask=_first(i), mask_value=_longer(i))),
+    "masked_scatter_nested": lambda i: _named(*_select_and_scatter(i)),
+    "gather_nested": lambda i: _named(
+        *rf.nested.gather_nested(
+            (i.x, i.t), indices=rf.convert_to_tensor([2, 1], dims=[Dim(2, name="chosen")], sparse_dim=batch_dim)
+        )
+    ),
+    "causal_attention": lambda i: rf.dot_attention(
+        i.x, *_renamed(i), key_dim=i.f, axis=i.kv, causal_query_spatial_dim=i.t
+    ),
+    "causal_attention_after_state": lambda i: _attention_after_state(i),
+    "self_attention_same_axis": lambda i: rf.dot_attention(i.x, i.y, i.p, key_dim=i.f, axis=i.t),
+    "conv_other_order": lambda i: _conv(i),
+    "piecewise_linear": lambda i: rf.PiecewiseLinear({-1: 0.0, 0.5: 2.0, 2: 1.0})(i.x),
+    "scan_other_dims": lambda i: _scan_with_beams(i),
     "ctc_loss": lambda i: rf.ctc_loss(
         logits=_logits(i),
         targets=i.targets,

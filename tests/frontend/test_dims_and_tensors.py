@@ -41,6 +41,41 @@ def test_equality_by_derivation(ctx):
     assert len({T + 1, T + 1, T + 2}) == 2
 
 
+def test_neighbours_in_sums_and_products_are_put_together(ctx):
+    T, S, F = ctx.T, ctx.S, ctx.F
+    assert T + T == 2 * T
+    assert 2 * F + F == 3 * F == F + 2 * F
+    assert T * 2 != 2 * T
+    assert T - S + S == T
+    assert T * S + S == (T + 1) * S
+    assert T.ceildiv_right(2).ceildiv_right(3) == T.ceildiv_right(6)
+    assert (T * 2 + 4) // 2 == T + 2
+    assert -1 * (-1 * T) == T
+    assert sum([0, F, 0, F]) == 2 * F
+
+
+def test_a_copy_from_another_dim_has_its_sizes_and_is_another_dim(ctx):
+    copied = Dim(None, name="copy")
+    copied.copy_from(ctx.T)
+    assert copied != ctx.T
+    assert copied.dyn_size.tolist() == ctx.T.dyn_size.tolist()
+
+
+def test_forgotten_lengths_keep_what_they_depend_on(ctx):
+    T, batch = dyn(ctx.B, [5, 3, 4]), ctx.B
+    T.reset_raw()
+    assert not T.is_dim_known()
+    assert T.dyn_size_ext.dims == (batch,)
+
+
+def test_two_uses_of_one_dim_are_matched_in_the_order_of_their_priorities():
+    F = Dim(3, name="f")
+    raw = torch.arange(9.0).reshape(3, 3)
+    tensor = Tensor("x", dims=[F.copy(match_priority=1), F], dtype="float32", raw_tensor=raw)
+    assert torch.equal(tensor.copy_compatible_to_dims_raw([F, F.copy(match_priority=-1)]), raw)
+    assert torch.equal(tensor.copy_compatible_to_dims_raw([F.copy(match_priority=-1), F]), raw.t())
+
+
 OPERATIONS = {
     "add": (lambda d, n: d + n, lambda v, n: v + n),
     "radd": (lambda d, n: n + d, lambda v, n: v + n),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from returnn_hydra.config.returnn_values import ReturnnConfig
+from returnn_hydra.frontend.ambient import ambient, ambient_state
 
 __all__ = ["Config", "get_global_config", "global_config_ctx", "set_global_config"]
 
@@ -49,9 +50,11 @@ def set_global_config(config: Any) -> None:
 
 @contextlib.contextmanager
 def global_config_ctx(config: Any) -> Iterator[None]:
-    """This is the configuration inside the block."""
+    """This is the configuration inside the block; the frontend looks up its options there, too."""
     _active.append(config)
+    options = config.to_dict() if isinstance(config, Config) else ambient.options
     try:
-        yield
+        with ambient_state(options=options):
+            yield
     finally:
         _active.remove(config)

@@ -19,8 +19,6 @@ __all__ = [
     "tensor_numpy_to_torch_",
     "tensor_torch_to_numpy_",
 ]
-_BATCH_SIZE = 3
-_LONGEST = 7
 
 
 def tensor_dict_numpy_to_torch_(x: TensorDict) -> None:
@@ -79,36 +77,60 @@ def tensor_fill_random_numpy_(
     dyn_dim_max_sizes: Mapping[Dim, int] | None = None,
     dyn_dim_min_sizes: Mapping[Dim, int] | None = None,
 ) -> bool:
-    """Random values (classes within the sparse dim, normal floats); returns whether there was something to fill."""
-    random = np.random.RandomState(42) if rnd is None else rnd
+    """Random values where there are none; returns whether something was filled.
+
+    The draws are RETURNN's, so that one `rnd` gives the same numbers there: first the sizes of the dims, in order, then
+    the values. Integers are from `min_val` to `max_val` (default: a random one from 5 to 19; for classes the last
+    class), floats are normal. A dim in `dyn_dim_max_sizes` has an entry of that size.
+    """
+    random = np.random.mtrand._rand if rnd is None else rnd
+    largest, smallest = dyn_dim_max_sizes or {}, dyn_dim_min_sizes or {}
+    filled = False
     for dim in x.dims:
-        _fill_sizes(dim, random, (dyn_dim_min_sizes or {}).get(dim, 1), (dyn_dim_max_sizes or {}).get(dim, _LONGEST))
-    if x.raw_tensor is not None:
-        return False
-    shape = [dim.get_dim_value() for dim in x.dims]
-    if x.dtype == "bool":
-        x.raw_tensor = random.randint(0, 2, size=shape).astype(bool)
-    elif x.dtype.startswith(("int", "uint")):
-        if max_val is None:
-            max_val = x.sparse_dim.dimension if x.sparse_dim is not None else 10
-        x.raw_tensor = np.asarray(random.randint(min_val, max_val, size=shape), dtype=x.dtype)
-    else:
-        x.raw_tensor = np.asarray(random.standard_normal(shape), dtype=x.dtype)
+        filled |= _fill_sizes(dim, random, largest, smallest)
+    if isinstance(x.raw_tensor, np.ndarray):
+        return filled
+    x.reset()
+    x.raw_tensor = _random_values(x, random, min_val, max_val)
     return True
 
 
-def _fill_sizes(dim: Dim, random: np.random.RandomState, shortest: int, longest: int) -> None:
-    if dim.is_dim_known() and (dim.dyn_size_ext is None or dim.dyn_size_ext.raw_tensor is not None):
-        return
-    if dim.is_batch_dim():
-        size = Tensor("batch", dims=[], dtype="int32", raw_tensor=np.array(_BATCH_SIZE, dtype="int32"))
-    else:
-        dims = (batch_dim,) if dim.dyn_size_ext is None else dim.dyn_size_ext.dims
-        for other in dims:
-            _fill_sizes(other, random, 1, _LONGEST)
-        shape = [other.get_dim_value() for other in dims]
-        lengths = np.asarray(random.randint(shortest, longest + 1, size=shape), dtype="int32")
-        if lengths.ndim:
-            lengths.flat[random.randint(lengths.size)] = longest
-        size = Tensor(dim.name or "time", dims=dims, dtype="int32", raw_tensor=lengths)
-    dim.dyn_size_ext = size
+def _random_values(x: Tensor, random: np.random.RandomState, min_val: int, max_val: int | None) -> np.ndarray:
+    shape = [dim.get_dim_value() for dim in x.dims]
+    if x.dtype.startswith("int"):
+        max_val = random.randint(5, 20) if max_val is None else max_val
+        if x.sparse_dim is not None and x.sparse_dim.dimension is not None:
+            max_val = x.sparse_dim.dimension - 1
+        return np.asarray(random.randint(min_val, max_val + 1, size=shape, dtype=np.dtype(x.dtype)))
+    if x.dtype == "bool":
+        return np.asarray(random.randint(0, 2, size=shape, dtype="bool"))
+    values = np.asarray(random.normal(0.0, 1.0, size=shape))
+    if x.dtype.startswith("complex"):
+        values = values + 1j * np.asarray(random.normal(0.0, 1.0, size=shape))
+    return values.astype(x.dtype)
+
+
+def _fill_sizes(
+    dim: Dim, random: np.random.RandomState, largest: Mapping[Dim, int], smallest: Mapping[Dim, int]
+) -> bool:
+    """Random sizes for a dim that has none yet, and first for the dims that they depend on."""
+    if dim.dimension is not None:
+        return False
+    sizes = dim.dyn_size_ext
+    if sizes is None:
+        sizes = Tensor(dim.name, dims=[] if dim.is_batch_dim() else [batch_dim], dtype="int32")
+    low = smallest.get(dim, min(2, largest.get(dim, 2)))
+    filled = tensor_fill_random_numpy_(
+        sizes, min_val=low, max_val=largest.get(dim), rnd=random, dyn_dim_max_sizes=largest
+    )
+    if filled and dim in largest:
+        raw = sizes.raw_tensor = np.array(sizes.raw_tensor)
+        place = random.randint(0, raw.size)
+        raw.flat[place] = largest[dim]
+        if dim in smallest and raw.size > 1:
+            other = random.randint(0, raw.size - 1)
+            raw.flat[other + (other >= place)] = smallest[dim]
+    elif filled and dim in smallest:
+        raise ValueError(f"{dim} is in dyn_dim_min_sizes, so it must also be in dyn_dim_max_sizes")
+    dim.dyn_size_ext = sizes
+    return filled

@@ -8,7 +8,7 @@ import torch
 
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import abs as abs_
-from returnn_hydra.frontend.elementwise import log, maximum
+from returnn_hydra.frontend.elementwise import cast, log, maximum
 from returnn_hydra.frontend.linear import matmul
 from returnn_hydra.frontend.signal import stft
 from returnn_hydra.frontend.tensor import Tensor
@@ -86,7 +86,7 @@ def log_mel_filterbank_from_raw(
     spectrum, time, frequency = stft(
         raw_audio, in_spatial_dim=in_spatial_dim, frame_step=step, frame_length=window, fft_length=n_fft
     )
-    power = abs_(spectrum) ** 2.0
+    power = cast(abs_(spectrum) ** 2.0, raw_audio.dtype)
     mel = mel_filterbank(power, in_dim=frequency, out_dim=out_dim, sampling_rate=sampling_rate)
     out = log(maximum(mel, 1e-10))
     if log_base != math.exp(1):

@@ -26,7 +26,7 @@ class FeedForwardConvGated(Module):
     Parameters: linear_ff, norm, conv, linear_out.
 
     Args:
-        ff_dim: size of each half; default 3 * out.
+        ff_dim: size of each half; default out * 3.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class FeedForwardConvGated(Module):
         norm: Any = LayerNorm,
     ) -> None:
         super().__init__()
-        ff_dim = 3 * out_dim if ff_dim is NotSpecified or ff_dim is None else as_dim(ff_dim, "ff-dim")
+        ff_dim = out_dim * 3 if ff_dim is NotSpecified or ff_dim is None else as_dim(ff_dim, "ff-dim")
         self.out_dim = out_dim
         self.ff_dim = ff_dim
         self.dropout = dropout
