@@ -100,6 +100,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; returns at once when the memory is pinned."""
+        values = (*self.tensors.values(), *self.lengths.values())
+        if all(value.device == device for value in values if isinstance(value, Tensor)):
+            return self
 
         def move(mapping: Mapping[str, Any]) -> dict[str, Any]:
             return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from returnn_hydra.engine.scores import Score
@@ -31,11 +31,14 @@ class EpochRecord:
         }
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        for scores in values["scores"].values():
-            for score in scores.values():
-                score["mean"] = score["sum"] / score["count"] if score["count"] else None
-        return values
+        scores = {
+            dataset: {
+                name: {"sum": score.sum, "count": score.count, "mean": score.mean if score.count else None}
+                for name, score in entries.items()
+            }
+            for dataset, entries in self.scores.items()
+        }
+        return {**vars(self), "scores": scores}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:

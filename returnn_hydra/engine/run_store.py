@@ -6,6 +6,7 @@ records for people and programs, one line per epoch, and spares a resumed run th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -216,8 +217,8 @@ class RunStore:
         Raises:
             Exception: the given error, when there is no checkpoint yet.
         """
-        self.saver.wait()
-        self.ranks.broadcast(None)  # what the first rank has written is there
+        with contextlib.suppress(NonFiniteError):  # going back is the answer to that, too
+            self.wait()
         checkpoint, folder = self.checkpoints.load_newest(_reading_device(trainer)), self.folder
         if checkpoint is None and self.resume_from is not None:
             checkpoint, folder = self.resume_from.load(self.disk, _reading_device(trainer))
@@ -231,11 +232,7 @@ class RunStore:
         return save_batch(self.folder, batch, number, self.disk, self.ranks.rank)
 
     def save_epoch(self, trainer: Trainer) -> None:
-        """The epoch is trained: save it as `model.NNN`, in the background.
-
-        Raises:
-            NonFiniteError: a parameter is NaN or infinite; nothing is saved.
-        """
+        """The epoch is trained: save it as `model.NNN`, in the background; what goes wrong there comes with `wait`."""
         progress = self._progress(trainer, None)
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         self._save(self.saver.save_epoch, trainer, progress)
@@ -256,17 +253,20 @@ class RunStore:
         self._save(self.saver.save_latest, trainer, progress)
         self._saved_at = (time.monotonic(), trainer.updater.num_updates)
         if wish == STOP:
-            self.saver.wait()
+            self.wait()
             total = trainer.train_data.num_batches(position.epoch)
             raise self.stop.stopped(f"epoch {position.epoch}, batch {position.batch} of {total} is saved")
 
     def _save(self, save: Callable[..., None], trainer: Trainer, progress: Progress) -> None:
-        """On the first rank; all others learn of bad numbers."""
         tensors = training_tensors(trainer.model, trainer.updater)
+        self._on_first(lambda: save(progress, *tensors))
+
+    def _on_first(self, action: Callable[[], None]) -> None:
+        """Only the first rank saves; all others learn of bad numbers in what was to be saved."""
         failure: NonFiniteError | None = None
         if self.ranks.is_first:
             try:
-                save(progress, *tensors)
+                action()
             except NonFiniteError as error:
                 failure = error
         message = self.ranks.broadcast(failure and str(failure))
@@ -284,14 +284,18 @@ class RunStore:
             Stopped: one of the ranks is asked to stop; the trained epoch is saved.
         """
         if self.ranks.largest(int(self.stop.requested)):
-            self.saver.wait()
+            self.wait()
             raise self.stop.stopped(f"epoch {epoch} is saved, its evaluation comes with the next start")
 
     def save_records(self, trainer: Trainer) -> None:
-        """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed."""
+        """The epoch is evaluated: write the scores, and delete the checkpoints that are no longer needed.
+
+        Raises:
+            NonFiniteError: a parameter was NaN or infinite when the epoch was to be saved; nothing is saved.
+        """
+        self.wait()
         if not self.ranks.is_first:
             return
-        self.saver.wait()
         self._write_records(trainer.records)
         self._tidy_up(trainer, last=trainer.position.epoch >= trainer.num_epochs)
 
@@ -314,8 +318,13 @@ class RunStore:
         self.saver.submit(tidy_up)
 
     def wait(self) -> None:
-        """Until everything is on the disk."""
-        self.saver.wait()
+        """Until everything is on the disk, on all ranks.
+
+        Raises:
+            NonFiniteError: something in what was to be saved is NaN or infinite; the last checkpoint stays the newest.
+            StateWriteError: it could not be written (on the first rank).
+        """
+        self._on_first(self.saver.wait)
 
     def _agreed_wish(self, trainer: Trainer) -> int:
         """What to do after this batch: the same on all ranks."""

@@ -30,8 +30,7 @@ class BackgroundSaver:
         """Copy the state and save it as `model.NNN`; see `CheckpointStore.save_epoch`.
 
         Raises:
-            NonFiniteError: something in the tensors is NaN or infinite; nothing is saved.
-            StateWriteError: the job *before* this one failed.
+            NonFiniteError, StateWriteError: the job *before* this one failed.
         """
         self._save(self.store.save_epoch, progress, model, optimizer)
 
@@ -49,6 +48,7 @@ class BackgroundSaver:
         """Until everything is on the disk.
 
         Raises:
+            NonFiniteError: something in the tensors is NaN or infinite; nothing was saved.
             StateWriteError: it could not be written.
         """
         if self._thread is not None:
@@ -66,7 +66,6 @@ class BackgroundSaver:
         optimizer: Mapping[str, Any] | None,
     ) -> None:
         self.wait()
-        self.store.check_finite(model, optimizer)  # here, where the trainer can still decide what to do
         check_json(dict(progress.state), "state")
         copy = self._snapshot.take({"model": model, "optimizer": optimizer}, "state")
         self.submit(lambda: save(progress, copy["model"], copy["optimizer"]))

@@ -127,11 +127,11 @@ class Trainer:
         rules = self.updater.rules
         if rules.on_nonfinite != "rollback" or len(self.left_out) >= rules.max_consecutive_nonfinite:
             raise error
-        bad = [self.position.epoch, self.position.batch]
+        left_out = [*self.left_out, [self.position.epoch, self.position.batch]]
         logger.warning("%s", error)
         self.updater.forget()
         self.store.roll_back(self, error)
-        self.left_out.append(bad)
+        self.left_out = left_out  # the checkpoint may know fewer of them
 
     def start_epoch(self, epoch: int) -> None:
         """The epoch before is done and recorded."""
@@ -181,13 +181,14 @@ class Trainer:
         self.model.train()
         batches = self.train_data.epoch(epoch, start=self.position.batch)
         for batch in batches if num_batches is not None else self.ranks.while_all_have(batches):
+            epochs_done = self.epochs_done(num_batches)
             seeded = self.device if self.seeds_torch else None
             seed_everything(seeded, self.seed, epoch, self.position.batch, self.ranks.rank)
-            self.set_learning_rate(num_batches, learning_rate)
+            self.set_learning_rate(epochs_done, learning_rate)
             if [epoch, self.position.batch] in self.left_out:
                 self.position.batch += 1
                 continue
-            self.updater.start_batch(epoch, self.epochs_done(num_batches))
+            self.updater.start_batch(epoch, epochs_done)
             losses = self.train_batch(batch, is_last=self.position.batch + 1 == num_batches)
             self.sums.add(losses)
             kept = batch if self.updater.defers_checks else None
@@ -297,9 +298,9 @@ class Trainer:
         """Around an evaluation: every rank has another number of batches."""
         return self.train_step.evaluating() if isinstance(self.train_step, ParallelStep) else nullcontext()
 
-    def set_learning_rate(self, num_batches: int | None, learning_rate: float) -> None:
+    def set_learning_rate(self, epochs_done: float, learning_rate: float) -> None:
         """Give the optimizer the rate of the coming step; a group's multiplier applies on top."""
-        rate = self.control.step_learning_rate(self.updater.step, self.epochs_done(num_batches), learning_rate)
+        rate = self.control.step_learning_rate(self.updater.step, epochs_done, learning_rate)
         for group in self.updater.optimizer.param_groups:
             group["lr"] = rate * group.get("learning_rate_multiplier", 1.0)
 

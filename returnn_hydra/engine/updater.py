@@ -109,7 +109,9 @@ class Updater:
         return self.rules.grad_accum_steps != 1
 
     def start_batch(self, epoch: int, epoch_continuous: float) -> None:
-        """A batch begins here: how many make its update?"""
+        """A batch begins here: forget the gradients of the last update; how many batches make the next one?"""
+        if not self._counts:  # before the forward pass, which can use their memory
+            self._drop_gradients()
         if callable(self.rules.grad_accum_steps):
             progress = {"epoch": epoch, "epoch_continuous": epoch_continuous, "global_train_step": self.step}
             self._wanted = self._ask_wanted(**progress)
@@ -122,7 +124,11 @@ class Updater:
     def forget(self) -> None:
         """Throw away what has been accumulated since the last update."""
         self._reset()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters:  # torch's zero_grad does this, with a profiler's range around it
+            parameter.grad = None
 
     def is_last_of_update(self, is_last_of_epoch: bool) -> bool:
         """Whether the coming batch completes an update."""
@@ -160,11 +166,10 @@ class Updater:
         optimised = {name: loss for name, loss in losses.items() if not loss.as_error and loss.scale != 0}
         if not optimised:
             raise ValueError(f"train_step gave no loss to optimise: {sorted(losses)} are all errors or have scale 0")
-        if not self._counts:
-            self.optimizer.zero_grad(set_to_none=True)
         for name, loss in optimised.items():
-            self._sums[name] = self._sums.get(name, 0.0) + loss.sum.detach()
-            self._counts[name] = self._counts.get(name, 0.0) + loss.count
+            first = name not in self._counts
+            self._sums[name] = loss.sum.detach() if first else self._sums[name] + loss.sum.detach()
+            self._counts[name] = loss.count if first else self._counts[name] + loss.count
         self._seq_tags += seq_tags
         self._backward(optimised)
         if not parts_to_come:

@@ -25,6 +25,7 @@ def train_step(model, batch):
     return losses
 """
 NAN = "losses['ce'] = replace(losses['ce'], sum=losses['ce'].sum * float('nan'))"
+OVERFLOW = "model.output.bias.data[0] = float('inf')"
 WORDS = (
     "task=train",
     "overrides=mine.py",
@@ -65,6 +66,27 @@ def test_nothing_is_updated_by_a_bad_batch(command):
     assert not list(Path("outputs/x/checkpoints").glob("model.*.pt"))
 
 
+@pytest.mark.parametrize("rule", ["stop", "skip", "rollback"])
+def test_parameters_that_overflow_in_the_last_update_are_not_saved(command, capsys, rule):
+    write("batch.epoch == 2 and len(batch.seq_tags) == 3", OVERFLOW)
+    words = ("datasets.train.seq_ordering=default", f"on_nonfinite={rule}", "max_consecutive_nonfinite=2")
+    assert command(*WORDS, *words) == 76
+    assert "output.bias: not saved" in capsys.readouterr().err
+    assert [file.name for file in Path("outputs/x/checkpoints").glob("model.*.json")] == ["model.001.json"]
+    assert [line["epoch"] for line in scores()] == [1]
+
+
+@pytest.mark.parametrize("rule", ["stop", "skip", "rollback"])
+def test_parameters_that_overflow_within_an_epoch_are_not_saved(command, rule):
+    write(f"batch.epoch == 2 and {BAD_TAG}", OVERFLOW)
+    words = ("checkpoint_every.steps=1", f"on_nonfinite={rule}", "max_consecutive_nonfinite=2")
+    assert command(*WORDS, *words) == 76
+    files = list(Path("outputs/x/checkpoints").glob("model.*.json"))
+    assert len(files) == 3  # the first epoch, and both slots
+    for file in files:
+        assert torch.load(file.with_suffix(".pt"), weights_only=True)["model"]["output.bias"].isfinite().all()
+
+
 def test_skip_goes_on_and_counts(command):
     write(BAD_TAG, NAN)
     assert command(*WORDS, "on_nonfinite=skip") == 0
@@ -86,6 +108,13 @@ def test_rollback_leaves_the_batch_out(command, capsys):
     assert [line["epoch"] for line in lines] == [1, 2]
     batches = [line["statistics"]["num_batches"] for line in lines]
     assert lines[-1]["step"] == sum(batches) - 1
+
+
+def test_rollback_leaves_several_batches_out(command):
+    write(f"batch.epoch == 2 and ({BAD_TAG} or 'train-speaker5-001' in batch.seq_tags)", NAN)
+    assert command(*WORDS, "on_nonfinite=rollback") == 0
+    lines = scores()
+    assert lines[-1]["step"] == sum(line["statistics"]["num_batches"] for line in lines) - 2
 
 
 def test_rollback_without_a_checkpoint_stops(command):

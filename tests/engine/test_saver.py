@@ -57,10 +57,12 @@ def test_the_next_save_waits_for_the_last(store, disk):
     assert store.load_newest().model["w"].tolist() == [1, 1, 1]
 
 
-def test_bad_numbers_are_found_at_once(store):
-    with BackgroundSaver(store) as saver, pytest.raises(NonFiniteError):
-        saver.save_epoch(Progress(1, None, 1, 0.1), {"w": torch.tensor(float("nan"))}, None)
-    assert store.epochs() == []
+def test_bad_numbers_are_found_before_anything_is_written_and_come_with_the_next_call(store):
+    saver = BackgroundSaver(store)
+    saver.save_epoch(Progress(1, None, 1, 0.1), {"w": torch.tensor(float("nan"))}, None)
+    with pytest.raises(NonFiniteError, match=r"model\.w: not saved"):
+        saver.wait()
+    assert store.disk.names(store.folder) == []
 
 
 def test_state_that_json_would_change_is_found_at_once(store):

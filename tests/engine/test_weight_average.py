@@ -40,6 +40,7 @@ def test_equals_an_average_by_hand():
     updater = Updater(model, optimizer, UpdateRules(grad_accum_steps=2), torch.device("cpu"), average=average)
     by_hand = None
     for _ in range(10):
+        updater.start_batch(1, 0.0)
         loss = model(torch.randn(5, 3)).square().sum()
         if updater.update({"loss": Loss(loss, 15)}, ["a"]):
             now = {name: p.detach().double().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -86,6 +87,7 @@ def test_a_skipped_update_does_not_count():
     updater = Updater(model, torch.optim.SGD(model.parameters(), lr=0.1), rules, torch.device("cpu"), average=average)
     updater.update({"loss": Loss(model(torch.full((1, 2), float("nan"))).sum(), 1)}, ["a"])
     assert average.trained_parameters() == {}
+    updater.start_batch(1, 0.0)
     updater.update({"loss": Loss(model(torch.ones(1, 2)).sum(), 1)}, ["a"])
     assert torch.equal(average.model_state()["weight"], model.weight)
 
