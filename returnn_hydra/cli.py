@@ -12,6 +12,8 @@ import traceback
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from returnn_hydra.config.help import help_text, wants_help
@@ -23,12 +25,24 @@ from returnn_hydra.config.schema import register
 register()
 
 
+class JobFailed(BaseException):
+    """Takes a job's error past Hydra, which would print a line about it before ours."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def run_job(composed: DictConfig) -> Any:
     """One job: a whole command, or one of a sweep."""
     from returnn_hydra.tasks.job import run
 
-    return run(composed)
+    try:
+        return run(composed)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs
+            raise
+        raise JobFailed(error) from None
 
 
 def main() -> None:
@@ -65,7 +79,10 @@ def main() -> None:
 
 def _run() -> None:
     sys.argv[1:] = with_saved_overrides(sys.argv[1:])
-    run_job()
+    try:
+        run_job()
+    except JobFailed as failed:
+        raise failed.error from None
 
 
 def _run_as_rank(rank: int) -> None:

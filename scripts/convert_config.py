@@ -21,7 +21,8 @@ def main() -> None:
         name = Path(line.files[-1]).stem
         file, module = convert(line.files, overrides, folder, name)
     except ConfigError as error:
-        sys.exit(f"ERROR 2: {error}")
+        print(f"ERROR 2: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"Settings: {file}\nCode: {module}\nRun it: python run.py --config-dir={folder} experiment={name}")
 
 

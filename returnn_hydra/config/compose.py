@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,19 @@ def _plain_part(value: Any, path: str, callables: dict[str, Any]) -> Any:
     return {key: _plain_part(item, f"{path}.{key}", callables) for key, item in value.items() if not callable(item)}
 
 
+def _deeper(config: DictConfig, key: str) -> str:
+    """Where a key that is not at the top is to be found, as in `seq_ordering`."""
+    found = [path for path in _paths(config) if path.rpartition(".")[2] == key]
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items_ex(resolve=False):
+        yield f"{prefix}{key!s}"
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            yield from _paths(value, f"{prefix}{key!s}.")
+
+
 def describe_omegaconf(error: OmegaConfBaseException) -> str:
     """One line for an error of OmegaConf: path, value, what was expected, nearest right name."""
     full_key = getattr(error, "full_key", None) or ""
@@ -312,7 +326,8 @@ def describe_omegaconf(error: OmegaConfBaseException) -> str:
     if "not in" in first and parent is not None and key is not None:
         names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
         where = full_key.rsplit(".", 1)[0] if "." in full_key else "the configuration"
-        hint = nearest(str(key), names)
+        is_top = isinstance(parent, DictConfig) and parent._get_parent() is None
+        hint = (_deeper(parent, str(key)) if is_top else "") or nearest(str(key), names)
         if not hint and "_target_" in names:
             hint = f"; an argument that the YAML file does not list is added with a plus: +{full_key}=..."
         return f"unknown key '{full_key}': {where} has no '{key}'{hint}"

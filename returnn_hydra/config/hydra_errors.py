@@ -11,13 +11,16 @@ from returnn_hydra.config.compose import describe_omegaconf
 from returnn_hydra.config.errors import ConfigError, listed, nearest
 from returnn_hydra.config.paths import config_dir
 
+NO_CHOICE = "Config group override must be a string or a list"
+"""Hydra's words for `model=null`, an error of no class of its own."""
+
 
 def explain(error: BaseException) -> str | None:
     """The message for an error of the configuration; None when it is something else."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}': {str(error.args[0]).splitlines()[-1]}"
+        return _unreadable_override(error.override)
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
@@ -25,8 +28,29 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return describe_omegaconf(error)
     if isinstance(error, HydraException):
-        return _override_of_unknown_group(str(error))
+        return _sweep_without_flag(str(error)) or _override_of_unknown_group(str(error))
+    if isinstance(error, ValueError) and str(error).startswith(NO_CHOICE):
+        return "a group (model=..., datasets=..., ...) can't be null: say the name of a choice"
     return None
+
+
+def _unreadable_override(word: str) -> str:
+    """What is wrong with a word of the command line."""
+    text = f"cannot read the override '{word}': expected KEY=VALUE"
+    if "=" not in word:
+        groups = [folder.name for folder in config_dir().iterdir() if (folder / f"{word}.yaml").is_file()]
+        return text + (f"; did you mean '{sorted(groups, key='task'.__ne__)[0]}={word}'?" if groups else "")
+    key, _, value = word.partition("=")
+    value = value.strip("'\"")
+    return f"""{text}; a value with spaces or special characters needs quotation marks of its own: '{key}="{value}"'"""
+
+
+def _sweep_without_flag(message: str) -> str | None:
+    found = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'\n", message)
+    if found is None:
+        return None
+    key, value = found.groups()
+    return f"{key}={value}: several values; add -m for a run with each of them, or write {key}=[{value}] for a list"
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -238,7 +238,9 @@ def load_model(context: Context) -> tuple[nn.Module, int]:
     store = CheckpointStore(context.folder.checkpoints)
     epochs = store.epochs()
     if not epochs:
-        there = sorted(path.parent.name for path in folder.parent.glob("*/checkpoints") if any(path.glob("*.json")))
+        there = sorted(
+            path.parent.name for path in folder.parent.glob("*/checkpoints") if any(path.glob("model.[0-9]*.json"))
+        )
         hint = f" (trained runs there: {', '.join(there[:8])})" if there else ""
         raise ConfigError(f"{folder}: no checkpoint of a finished epoch; train first, or say name= or run={hint}")
     epoch = epoch_to_load(folder, epochs, context.values["load_epoch"], context.values["score"])
