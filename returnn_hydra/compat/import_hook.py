@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from returnn_hydra.compat.shim.names_only import CLASSES, names_only_modules
+from returnn_hydra.compat.shim.names_only import CLASSES, REFUSED, names_only_modules
 
 _SHIM = "returnn_hydra.compat.shim"
 _FRONTEND = "returnn_hydra.frontend"
@@ -50,6 +50,10 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.config": f"{_SHIM}.config",
     "returnn.Config": f"{_SHIM}.config",
     "returnn.log": f"{_SHIM}.log",
+    "returnn.Log": f"{_SHIM}.log",
+    "returnn.Util": f"{_SHIM}.util",
+    "returnn.HDFDataset": f"{_SHIM}.datasets_hdf",
+    "returnn.GeneratingDataset": f"{_SHIM}.vocabulary",
     "returnn.import_": f"{_SHIM}.import_",
     "returnn.util": f"{_SHIM}.util",
     "returnn.util.basic": f"{_SHIM}.util",
@@ -99,17 +103,20 @@ _ROOTS = ("returnn", "tensorflow", "TFCompat", "TFUtil")
 @functools.cache
 def _made_modules() -> dict[str, types.ModuleType]:
     """Modules without a file, by RETURNN's name."""
+    from returnn_hydra.frontend.dim import Dim
     from returnn_hydra.network.tf_face import tensorflow_modules  # most configs need none of it
 
     facades = {name: _Facade(name, module) for name, module in names_only_modules().items()}
-    return {**facades, **tensorflow_modules()}
+    faces = tensorflow_modules()
+    vars(faces["returnn.tf.util.basic"])["DimensionTag"] = Dim  # the network room knows no dims
+    return {**facades, **faces}
 
 
 def _is_made(name: str) -> bool:
     root = name.partition(".")[0]
     return (
         root in _ROOTS
-        and (root != "returnn" or name.startswith("returnn.tf.") or name in CLASSES)
+        and (root != "returnn" or name.startswith("returnn.tf.") or name in CLASSES or name in REFUSED)
         and (name in _made_modules())
     )
 
@@ -176,7 +183,7 @@ class _Facade(types.ModuleType):
         if hasattr(target, name):
             return getattr(target, name)
         full = f"{self.__name__}.{name}"
-        if our_module(full) is not None:
+        if our_module(full) is not None or _is_made(full):
             return importlib.import_module(full)
         available = _public_names(target)
         near = difflib.get_close_matches(name, available, n=3)

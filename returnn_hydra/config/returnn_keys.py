@@ -38,7 +38,7 @@ class Key:
     ours: str
     """Our key or the part that uses it; for idle and refused: why, and what to do instead."""
     harmless: tuple[Any, ...] = ()
-    """Values of a refused key that ask for nothing."""
+    """Values that ask for nothing: no error of a refused key, no note of an idle one."""
 
 
 def _group(fate: Fate, *rows: tuple[Any, ...]) -> dict[str, Key]:
@@ -93,7 +93,6 @@ _TRANSLATED = _group(
     ("torch_compile", bool, "compile (no key of RETURNN's): the model of a training, by torch.compile"),
     ("torch_amp_options", dict | None, "amp (MiniReturnn's name)"),
     ("num_workers_per_gpu", int, "datasets.*.num_workers (MiniReturnn's name)"),
-    ("grad_scaler", dict | None, "amp (a scaler is used with float16 only)"),
     ("learning_rate", float, "learning_rate"),
     ("learning_rates", list[float] | dict | None, "learning_rate_control.learning_rates"),
     ("learning_rate_control", str, "learning_rate_control"),
@@ -121,8 +120,6 @@ _TRANSLATED = _group(
 
 _USED = _group(
     "used",
-    ("backend", str | None, "the check that the config is for torch or a network dict"),
-    ("use_tensorflow", bool, "the network dict, which runs on torch here"),
     ("network", dict | Function | None, "network"),
     ("get_network", Function, "network"),
     ("pretrain", str | bool | dict | None, "the network of every epoch"),
@@ -188,6 +185,9 @@ _IDLE = _group(
     "idle",
     ("cache_size", Any, "data is read when it is needed, and the operating system caches it"),
     ("update_on_device", bool, _OLD),
+    ("backend", str | None, "everything runs on torch, a network dict, too", (None, "torch")),
+    ("use_tensorflow", bool, "everything runs on torch, a network dict, too", (True, False)),
+    ("grad_scaler", dict | None, "losses are scaled with float16 only, by torch's defaults"),
     ("search_do_eval", bool, "task=search writes what it finds; task=eval gives the losses"),
     ("default_input", str | None, "steps take their streams by name"),
     ("log_grad_norm", bool | int | float, "the norm of the gradient is measured, but not logged"),
@@ -380,7 +380,9 @@ def check_keys(config: ReturnnConfig, strict: bool = False) -> KeyReport:
                 report.warnings.append(warning)
         elif not fits(value, key.kind):
             errors.append(f"{name}={value!r}: expected {describe(key.kind)}")
-        elif key.fate == "refused" and not any(value == harmless for harmless in key.harmless):
+        elif key.fate in ("refused", "idle") and any(value == harmless for harmless in key.harmless):
+            continue
+        elif key.fate == "refused":
             errors.append(f"{name}={value!r}: {key.ours}")
         elif key.fate == "idle":
             report.notes.append(f"{name} has no effect: {key.ours}")

@@ -36,10 +36,19 @@ def convert_to_tensor(
 ) -> Tensor:
     """A Tensor from a number, a list, a numpy array or a torch tensor; a Tensor stays one.
 
+    Args:
+        _backend: `NumpyBackend`: the values are a numpy array, for data functions.
+
     Raises:
         ValueError: number of dims and of axes differ.
     """
     dims = shape if dims is None else dims
+    if getattr(_backend, "name", None) == "numpy":
+        options: dict[str, Any] = {"dims": dims, "dtype": dtype, "sparse_dim": sparse_dim, "feature_dim": feature_dim}
+        made = convert_to_tensor(value, **options, device="cpu", name=name)
+        out = made.copy_template()
+        out.raw_tensor = made.raw_tensor.detach().numpy()
+        return out
     if isinstance(value, Tensor):
         return value if dtype in (None, value.dtype) else value._new(
             value.dims, value.raw_tensor.to(torch_dtype(str(dtype))), dtype=dtype

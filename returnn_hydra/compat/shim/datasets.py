@@ -7,10 +7,14 @@ from typing import Any
 
 from returnn_hydra.compat.dataset_dicts import build_dataset
 from returnn_hydra.compat.shim.dataset_face import DatasetFace, DatasetSeq, convert_data_dims
+from returnn_hydra.compat.shim.names_only import name_only
 from returnn_hydra.compat.shim.util import NumbersDict
 from returnn_hydra.data.dataset import Dataset
 
-__all__ = ["Dataset", "DatasetSeq", "NumbersDict", "convert_data_dims", "init_dataset"]
+Batch = name_only("returnn.datasets.basic", "Batch")
+BatchSetGenerator = name_only("returnn.datasets.basic", "BatchSetGenerator")
+
+__all__ = ["Batch", "BatchSetGenerator", "Dataset", "DatasetSeq", "NumbersDict", "convert_data_dims", "init_dataset"]
 
 
 def init_dataset(

@@ -1,12 +1,14 @@
-"""Classes of RETURNN's engines, which configs name in annotations and `isinstance`; making one is an error.
+"""Names of RETURNN that can be imported, but do nothing or can't be used here.
 
-There is no counterpart with the same methods: training is done by returnn_hydra.engine. Functions that only concern
-such objects give None.
+Classes of RETURNN's engines, which configs name in annotations and `isinstance`: making one is an error, there is no
+counterpart with the same methods. Functions that only concern such objects give None. Functions that can't work here
+are an error when they are called, not when they are imported: a config may have them in a branch that never runs.
 """
 
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -23,9 +25,11 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "returnn.datasets.multi_proc": ("MultiProcDataset",),
     "returnn.datasets.lm": ("LmDataset", "TranslationDataset"),
     "returnn.tf.engine": ("Engine", "Runner"),
+    "returnn.TFEngine": ("Engine", "Runner"),
+    "returnn.tf.data_pipeline": ("BatchSetGenerator", "FeedDictDataProvider"),
     "returnn.tf.network": ("TFNetwork", "LayerBase", "ExternData"),
     "returnn.tf.layers.base": ("LayerBase", "SearchChoices", "Loss"),
-    "returnn.tf.layers.basic": ("LayerBase", "_ConcatInputLayer", "Loss"),
+    "returnn.tf.layers.basic": ("EvalLayer", "LayerBase", "Loss", "_ConcatInputLayer"),
     "returnn.tf.layers.rec": ("RecLayer", "RnnCellLayer", "BaseChoiceLayer"),
 }
 """RETURNN's module to the names in it."""
@@ -33,28 +37,64 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "returnn.torch.engine": ("get_global_engine",),
     "returnn.torch.distributed": ("get_ctx",),
     "returnn.tf.engine": ("get_global_engine",),
+    "returnn.TFEngine": ("get_global_engine",),
+    "returnn.tf.layers.basic": ("register_layer_class",),
 }
-"""Functions that give the object that is active: None, there is no such object here."""
+"""Functions that give the object that is active, or tell it something: None, there is no such object here. A layer
+class of the config's own is an error where a network names it."""
+_TRANSDUCER = "use returnn_hydra.nn.transducer_loss, or torchaudio.functional.rnnt_loss in a train_step with torch"
+_CLEANERS = "clean the text before, or give orth_post_process a function str -> str of your own"
+_CLEANER_NAMES = (
+    "basic_cleaners",
+    "english_cleaners",
+    "english_cleaners_keep_special",
+    "get_post_processor_function",
+    "get_remove_chars",
+    "get_replace",
+    "lowercase_keep_special",
+    "normalize_numbers",
+    "transliteration_cleaners",
+)
+REFUSED: dict[str, dict[str, str]] = {
+    "returnn.extern": {},
+    "returnn.extern.HawkAaronWarpTransducer": {"rnnt_loss": _TRANSDUCER, "is_checked_out": _TRANSDUCER},
+    "returnn.extern.WarpRna": {"rna_loss": _TRANSDUCER, "is_checked_out": _TRANSDUCER},
+    "returnn.extern_private": {},
+    "returnn.extern_private.BergerMonotonicRNNT": {"rnnt_loss": _TRANSDUCER},
+    "returnn.datasets.lm": dict.fromkeys(_CLEANER_NAMES, _CLEANERS),
+}
+"""Module to the functions that can't work here, each with what to do instead."""
 
 
 def names_only_modules() -> dict[str, types.ModuleType]:
     """Module name to module; their packages, too."""
     made: dict[str, types.ModuleType] = {}
-    for name, classes in CLASSES.items():
+    for name in {**CLASSES, **REFUSED}:
         module = types.ModuleType(name, "Names for annotations; see returnn_hydra.compat.shim.names_only.")
-        for kind in classes:
-            setattr(module, kind, _name_only(name, kind))
+        for kind in CLASSES.get(name, ()):
+            setattr(module, kind, name_only(name, kind))
         for function in FUNCTIONS.get(name, ()):
             setattr(module, function, _nothing)
+        for function, instead in REFUSED.get(name, {}).items():
+            setattr(module, function, _refusing(f"{name}.{function}", instead))
         made[name] = module
     return made
 
 
-def _nothing(**_options: Any) -> None:
+def _nothing(*_arguments: Any, **_options: Any) -> None:
     """There is no such object here."""
 
 
-def _name_only(module: str, name: str) -> type:
+def _refusing(name: str, instead: str) -> Callable[..., Any]:
+    def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise NotImplementedError(f"{name} is not there in returnn-hydra: {instead}")
+
+    return refuse
+
+
+def name_only(module: str, name: str) -> type:
+    """A class to be named; making an object of it is an error."""
+
     def refuse(self: Any, *_arguments: Any, **_options: Any) -> None:
         raise TypeError(
             f"{type(self).__name__}: {module}.{name} is there for annotations and isinstance only;"

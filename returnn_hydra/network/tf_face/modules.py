@@ -73,6 +73,19 @@ def nd_indices(indices: Any, indices_batch_major: bool = True) -> Any:
     return tf_tensor(torch.stack([rows.expand_as(indices).to(indices.dtype), indices], -1))
 
 
+def _nothing(*_arguments: Any, **_options: Any) -> None:
+    """There are no sessions, and no devices to prepare."""
+
+
+def _refusing(name: str, instead: str) -> Any:
+    """A function that can be imported, and is an error when it is called."""
+
+    def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise NetworkError(f"returnn.tf.util.basic.{name} is not there in returnn-hydra: {instead}")
+
+    return refuse
+
+
 HELPERS: dict[str, Any] = {
     "where_bc": where_bc,
     "safe_log": safe_log,
@@ -82,5 +95,10 @@ HELPERS: dict[str, Any] = {
     "nd_indices": nd_indices,
     "get_shape_dim": lambda x, axis, name=None: x.shape[axis],
     "get_shape": lambda x: list(x.shape),
+    "print_available_devices": _nothing,
+    "setup_tf_thread_pools": _nothing,
+    "debug_register_better_repr": _nothing,
+    "get_shared_vocab": _refusing("get_shared_vocab", "tensors hold no texts; look labels up in forward_callback"),
+    "OpCodeCompiler": _refusing("OpCodeCompiler", "no C++ code is compiled; write the function with torch"),
 }
 """What RETURNN's `returnn.tf.util.basic` offers to functions of configs."""
