@@ -27,7 +27,7 @@ def open_binary(path: PathLike) -> IO[bytes]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file{_nearest_file(path)}")
+        raise DataError(f"{path}: no such file{nearest_file(path)}")
     return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
 
 
@@ -193,7 +193,8 @@ def _some(names: Iterable[str], limit: int = 20_000) -> Iterator[str]:
         yield name
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path) -> str:
+    """For the end of an error message: the file there with the nearest name, or that there is no folder."""
     parent = path.parent
     if not parent.is_dir():
         return f" (and no folder {parent})"

@@ -15,6 +15,7 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import stream_spec
 from returnn_hydra.data.collate import collate
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
+from returnn_hydra.data.files import nearest_file
 from returnn_hydra.data.hdf_file import HDFFile, damage_as_error, decode_tag, member, open_hdf
 from returnn_hydra.data.hdf_rows import RowCache, Source
 from returnn_hydra.data.memory import available_memory
@@ -263,7 +264,7 @@ def expand_files(files: PathLike | Sequence[PathLike]) -> list[Path]:
         raise DataError(f"files={files!r}: no HDF file is named there")
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path}: no such file{nearest_file(path)}")
     return paths
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,14 @@ def describe_batch(batch: Batch) -> str:
     lengths = next(iter(batch.lengths.values()))
     longest = int(lengths.argmax())
     return f"{shapes}, longest sequence {batch.seq_tags[longest]!r} with {int(lengths[longest])} frames"
+
+
+@contextlib.contextmanager
+def naming(batch: Batch) -> Iterator[None]:
+    """An error of the model or of a step gets a note about the batch that it happened with."""
+    try:
+        yield
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            error.add_note(f"the batch: {describe_batch(batch)}")
+        raise

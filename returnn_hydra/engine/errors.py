@@ -162,7 +162,7 @@ def last_line(error: BaseException) -> str:
     code = exit_code_of(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if code == FAILED:
-        text = f"{type(error).__name__}: {text}"
+        text = "; ".join([f"{type(error).__name__}: {text}", *getattr(error, "__notes__", ())])
     if code == NO_RESOURCES and not isinstance(error, RunError):
         text = (
             f"out of memory, or at another limit of the system ({text}): batch_size and max_seqs make batches smaller"

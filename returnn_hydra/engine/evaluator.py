@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.engine.bad_batch import naming
 from returnn_hydra.engine.scores import Score, ScoreSums
 
 TrainStep = Callable[[nn.Module, Batch], Mapping[str, Loss]]
@@ -28,7 +29,7 @@ def evaluate(
     try:
         with torch.no_grad():
             for batch in batches:
-                with autocast():
+                with naming(batch), autocast():
                     sums.add(train_step(model, batch.to(device)))
     finally:
         model.train(was_training)

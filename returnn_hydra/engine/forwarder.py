@@ -11,7 +11,7 @@ from torch import nn
 
 from returnn_hydra.batch import Batch, Output, TensorSpec
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.engine.bad_batch import describe_batch
+from returnn_hydra.engine.bad_batch import describe_batch, naming
 from returnn_hydra.engine.callback import ForwardCallback
 from returnn_hydra.engine.errors import OutOfMemoryError, is_out_of_memory
 
@@ -64,7 +64,8 @@ def forward_batch(
         OutOfMemoryError: it is one sequence.
     """
     try:
-        outputs = forward_step(model, batch.to(device))
+        with naming(batch):
+            outputs = forward_step(model, batch.to(device))
         arrays = {name: output.per_sequence() for name, output in outputs.items()}
         return [{name: rows[index] for name, rows in arrays.items()} for index in range(batch.num_seqs)]
     except Exception as error:

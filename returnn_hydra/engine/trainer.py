@@ -15,7 +15,7 @@ from torch import nn
 from returnn_hydra.batch import Batch, Loss, sum_losses
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
-from returnn_hydra.engine.bad_batch import describe_batch
+from returnn_hydra.engine.bad_batch import describe_batch, naming
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.check_batch import try_batch
 from returnn_hydra.engine.device import seed_everything
@@ -253,7 +253,7 @@ class Trainer:
         parallel = self.train_step if isinstance(self.train_step, ParallelStep) else None
         waits = parallel is not None and not self.updater.is_last_of_update(is_last)
         with parallel.without_sync() if parallel and waits else nullcontext():
-            with self.updater.autocast():
+            with naming(batch), self.updater.autocast():
                 losses = self.train_step(self.model, batch.to(self.device))
             self.updater.update(losses, batch.seq_tags, is_last, parts_to_come)
         return losses

@@ -1,6 +1,7 @@
 """Batches with bad numbers, and batches that do not fit into memory."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,12 @@ def test_another_file_is_refused(tmp_path):
     torch.save({"model": {}}, tmp_path / "x.pt")
     with pytest.raises(DamagedStateError, match="holds no batch"):
         load_batch(tmp_path / "x.pt", FileSystem())
+
+
+@pytest.mark.parametrize("where", ["model.training", "not model.training"])
+def test_an_error_of_a_step_names_the_batch(where, command, capsys):
+    step = STEP.replace("model.training", where).format(when="True", what="raise ValueError('mine')")
+    Path("mine.py").write_text(step)
+    assert command(*WORDS) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"^ERROR 1: ValueError: mine; the batch: data \(\d+, \d+, 12\), .* sequence '(train|dev)-sp", last)
