@@ -31,11 +31,18 @@ from returnn_hydra.frontend.tensor import Tensor, dtype_name
 from returnn_hydra.frontend.tensor_dict import TensorDict
 
 
-def call_with_wanted(function: Callable[..., Any], available: Mapping[str, Any], *, first: Any = None) -> Any:
+def call_with_wanted(
+    function: Callable[..., Any],
+    available: Mapping[str, Any],
+    *,
+    first: Any = None,
+    on_request: Mapping[str, Any] | None = None,
+) -> Any:
     """Call a function with those of these arguments that its signature names; with all if it has `**kwargs`.
 
     Args:
         first: given to the first positional parameter, if that has none of these names.
+        on_request: further ones, which only a signature with their names gets.
 
     Raises:
         TypeError: it needs an argument that there is none of; lists those there are.
@@ -43,15 +50,17 @@ def call_with_wanted(function: Callable[..., Any], available: Mapping[str, Any],
     parameters = inspect.signature(function).parameters
     leading = next((p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)), None)
     if first is not None and leading is not None and leading.name not in available:
-        return call_with_wanted(functools.partial(function, first), available)
+        return call_with_wanted(functools.partial(function, first), available, on_request=on_request)
+    requested = {name: value for name, value in (on_request or {}).items() if name in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         wanted = dict(available)
     else:
         wanted = {name: available[name] for name in parameters if name in available}
+    wanted |= requested
     unknown = [
         p.name
         for p in parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in available
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in wanted
     ]
     if unknown:
         name = getattr(function, "__qualname__", repr(function))
@@ -96,14 +105,21 @@ class RFTrainStep:
     Args:
         function: the config's train_step.
         templates: of `extern_data`; None: raw tensors only (MiniReturnn's form).
+        engine: what the run context gives as `engine`.
 
     `global_step` counts the batches trained; set it when a run is resumed. `error_names`: losses marked as errors.
     """
 
     def __init__(
-        self, function: Callable[..., Any], templates: TensorDict | None = None, *, float_dtype: str | None = None
+        self,
+        function: Callable[..., Any],
+        templates: TensorDict | None = None,
+        *,
+        float_dtype: str | None = None,
+        engine: Any = None,
     ) -> None:
         self.function = function
+        self.engine = engine
         self.templates = templates
         self.float_dtype = float_dtype
         self.global_step = 0
@@ -117,11 +133,14 @@ class RFTrainStep:
             step=self.global_step,
             epoch=batch.epoch,
             device=_device(model),
+            engine=self.engine,
         )
         ctx.epoch_continuous = self.epoch_continuous
+        if self.engine is not None:
+            self.engine._model, self.engine.epoch = user_model(model), batch.epoch
         with ambient_state(run_ctx=ctx, device=ctx.device):
             arguments = _arguments(model, batch, ctx, self.templates, False, self.float_dtype)
-            call_with_wanted(self.function, arguments)
+            call_with_wanted(self.function, arguments, on_request=_on_request(ctx))
             losses = ctx.shared_losses()
         self.error_names |= {name for name, loss in losses.items() if loss.as_error}
         if model.training:
@@ -141,6 +160,17 @@ def _arguments(
     if templates is not None:
         arguments["extern_data"] = fill_from_batch(templates, batch, inference=inference, float_dtype=float_dtype)
     return arguments
+
+
+def _on_request(ctx: RunCtx) -> dict[str, Any]:
+    """Arguments under names that older or other setups use."""
+    return {
+        "train_ctx": ctx,
+        "epoch": ctx.epoch,
+        "step": ctx.step,
+        "global_train_step": ctx.step,
+        "epoch_continuous": ctx.epoch_continuous,
+    }
 
 
 @dataclass(frozen=True)
@@ -229,7 +259,10 @@ class RFForwardStep:
         ctx.device = _device(model)
         ctx.init_step()
         with ambient_state(run_ctx=ctx, device=ctx.device):
-            call_with_wanted(self.function, _arguments(model, batch, ctx, self.templates, True, self.float_dtype))
+            arguments = _arguments(model, batch, ctx, self.templates, True, self.float_dtype)
+            if ctx.engine is not None and ctx.engine._model is not None:
+                arguments["model"] = ctx.engine._model  # an init hook may have put another one there
+            call_with_wanted(self.function, arguments, on_request=_on_request(ctx))
             outputs = ctx.shared_outputs()
         if not self.as_tensors:
             return outputs
@@ -287,11 +320,16 @@ class HookCallback:
     """
 
     def __init__(
-        self, init_hook: Callable[..., Any] | None, finish_hook: Callable[..., Any] | None, *, epoch: int = 1
+        self,
+        init_hook: Callable[..., Any] | None,
+        finish_hook: Callable[..., Any] | None,
+        *,
+        epoch: int = 1,
+        engine: Any = None,
     ) -> None:
         self.init_hook = init_hook
         self.finish_hook = finish_hook
-        self.run_ctx = RunCtx(stage="forward_step", epoch=epoch)
+        self.run_ctx = RunCtx(stage="forward_step", epoch=epoch, engine=engine)
         self._model: nn.Module | None = None
 
     def _call(self, hook: Callable[..., Any] | None) -> None:
@@ -305,6 +343,8 @@ class HookCallback:
     def init(self, model: nn.Module) -> None:
         """Before the first batch."""
         self._model = model
+        if self.run_ctx.engine is not None:
+            self.run_ctx.engine._model = user_model(model)
         self._call(self.init_hook)
 
     def process_seq(self, seq_tag: str, outputs: Mapping[str, Any]) -> None:

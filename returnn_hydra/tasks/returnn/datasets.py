@@ -120,13 +120,14 @@ def loader(
 ) -> Loader | StreamLoader:
     """The batches of a data set, this rank's part of them.
 
-    With a plain number as `batch_size`, every stream of the data counts, also those that extern_data leaves out.
+    Streams that extern_data leaves out count, too: those that a dict as `batch_size` names, with a number all of them.
     """
     conf = dataset_conf(session, name, value)
     source, read = open_source(session, conf, name, specs)
-    counted = dict(read)
-    if not isinstance(conf["batch_size"], Mapping) and not session.is_network:
-        counted |= {key: spec for key, spec in source.streams.items() if key not in specs and spec.has_time}
+    counted, limit = dict(read), conf["batch_size"]
+    if not session.is_network:
+        others = {key: spec for key, spec in source.streams.items() if key not in specs and spec.has_time}
+        counted |= {key: spec for key, spec in others.items() if not isinstance(limit, Mapping) or key in limit}
     return build_loader(
         session.builder,
         {**conf, "source": source, "seq_list_filter": None},
@@ -169,6 +170,9 @@ def forward_batches(
     conf.update(chunking=None, min_chunk_size=0, min_seq_length=None, max_seq_length=None, shuffle_batches=False)
     if (special := session.values.get("forward_batch_size")) is not None:
         conf["batch_size"] = special
+    if isinstance(conf["batch_size"], Mapping):
+        declared = session.values.get("extern_data") or {}
+        conf["batch_size"] = {k: v for k, v in conf["batch_size"].items() if k in specs or k not in declared}
     if order == "corpus":
         conf["seq_ordering"] = "default"
     sort = order == "longest" and not is_generated(conf["source"])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from returnn_hydra.batch import Batch
+from returnn_hydra.compat.shim.engine_face import EngineFace
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.forwarder import forward
 from returnn_hydra.frontend.steps import ForwardCallbackAdapter, HookCallback
@@ -61,7 +62,10 @@ def forward_task(session: Session, recipe: UserFunctions, kind: str = "forward")
             raise ConfigError(
                 f"forward_callback: task={values.get('task')} needs one (or {kind}_init_hook and the like)"
             )
-        callback = HookCallback(hooks[0], hooks[1], epoch=start.epoch)
+        engine = EngineFace(
+            session.config, lambda _: value, is_training=False, epoch=start.epoch, device=str(session.device)
+        )
+        callback = HookCallback(hooks[0], hooks[1], epoch=start.epoch, engine=engine)
         step = recipe.forward_step(start.epoch, start.step, function, callback.run_ctx)
     else:
         callback = _callback(values["forward_callback"])

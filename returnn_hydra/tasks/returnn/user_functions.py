@@ -13,6 +13,7 @@ from returnn_hydra import frontend
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.compat.optimizer import build_optimizer, optimizer_options
 from returnn_hydra.compat.score_keys import returnn_choice, to_returnn_key
+from returnn_hydra.compat.shim.engine_face import EngineFace
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.scores import Score
 from returnn_hydra.frontend.ambient import ambient_state
@@ -55,10 +56,21 @@ class UserFunctions:
         function = self.session.function("get_model")
         device = str(self.session.device)
         self.session.seed_for_model(epoch, step)
-        context = RunCtx(stage="init", epoch=epoch, step=step, device=device)
+        context = RunCtx(stage="init", epoch=epoch, step=step, device=device, engine=self._engine(epoch))
         with ambient_state(run_ctx=context, device=device):
             made = call_with_wanted(function, {"epoch": epoch, "step": step, "device": device})
             return as_torch_module(made).to(self.session.device)
+
+    def _engine(self, epoch: int) -> EngineFace:
+        values, is_training = self.session.values, self.session.values.get("task", "train") == "train"
+
+        def dataset(name: str) -> Any:
+            value = values.get(name)
+            return values.get(value) if isinstance(value, str) else value or None
+
+        return EngineFace(
+            self.session.config, dataset, is_training=is_training, epoch=epoch, device=str(self.session.device)
+        )
 
     def stages(self, last: int) -> list[Stage]:
         """One: `get_model` is called once."""
@@ -71,7 +83,9 @@ class UserFunctions:
         return rule
 
     def train_step(self) -> RFTrainStep:
-        step = RFTrainStep(self.session.function("train_step"), self.templates, float_dtype=self.float_dtype)
+        step = RFTrainStep(
+            self.session.function("train_step"), self.templates, float_dtype=self.float_dtype, engine=self._engine(1)
+        )
         self.error_names = step.error_names
         return step
 
