@@ -26,6 +26,8 @@ UNKNOWN_SIZE = 2**32 - 1
 """In the header of a wav file."""
 LARGEST_PAGE = 65307
 """Bytes of an ogg page."""
+LAST_PAGE = 4
+"""Flag in the head of an ogg page."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
     """A wav, SPHERE or ogg file that was cut off reads like a shorter one.
 
     Raises:
-        DataError: it ends before what its last part (chunk, page) says.
+        DataError: it ends before what its last part (chunk, page) says, or an ogg file with a page that is not the last.
     """
     start = file.read(12)
     end = 0
@@ -122,7 +124,9 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
         with contextlib.suppress(ValueError, IndexError):  # a broken header: libsndfile says what is wrong
             end = _end_of_sphere(file)
     elif start[:4] == b"OggS":
-        end = _end_of_last_page(file, size)
+        end, is_last = _end_of_last_page(file, size)
+        if end == size and not is_last:
+            raise DataError(f"{where}: cut off: it ends with a page that is not marked as the last one")
     if end > size:
         raise DataError(f"{where}: cut off: {size} bytes, but its header says {end}")
 
@@ -148,16 +152,17 @@ def _end_of_sphere(file: BinaryIO) -> int:
     return int(header.splitlines()[1]) + samples * int(fields.get("sample_n_bytes", 2))
 
 
-def _end_of_last_page(file: BinaryIO, size: int) -> int:
-    """Where the last page of an ogg file ends (RFC 3533, section 6)."""
+def _end_of_last_page(file: BinaryIO, size: int) -> tuple[int, bool]:
+    """Where the last page of an ogg file ends, and whether it says that it ends the stream (RFC 3533, section 6)."""
     begin = max(size - LARGEST_PAGE, 0)
     file.seek(begin)
     tail = file.read()
     page = tail.rfind(b"OggS")
     if page < 0 or page + 27 > len(tail) or page + 27 + tail[page + 26] > len(tail):
-        return size + 1
+        return size + 1, False
     num_segments = tail[page + 26]
-    return begin + page + 27 + num_segments + sum(tail[page + 27 : page + 27 + num_segments])
+    end = begin + page + 27 + num_segments + sum(tail[page + 27 : page + 27 + num_segments])
+    return end, bool(tail[page + 5] & LAST_PAGE)
 
 
 class ZipFiles:

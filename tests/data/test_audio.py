@@ -1,7 +1,9 @@
 """Audio files in zip archives and folders; real speech where ../shared is there."""
 
+import io
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -236,6 +238,19 @@ def test_an_audio_file_that_was_cut_off_is_an_error(tmp_path, ending, subtype, l
     for data in (path, cut):
         with pytest.raises(DataError, match=r"^here: (cut off: |can't be read as audio|broken: )"):
             read_audio(data, "here")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_that_was_cut_between_two_pages(subtype):
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.RandomState(1).randn(80_000), 16000, format="OGG", subtype=subtype)
+    content = file.getvalue()
+    assert len(read_audio(content, "here")[0]) == 80_000
+    pages = [match.start() for match in re.finditer(b"OggS", content)]
+    assert len(pages) > 6
+    for page in pages[3:]:  # behind the headers
+        with pytest.raises(DataError, match="^here: cut off: it ends with a page that is not marked as the last one"):
+            read_audio(content[:page], "here")
 
 
 def test_a_sphere_file_that_was_cut_off_is_an_error():
