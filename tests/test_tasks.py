@@ -1,6 +1,7 @@
 """The everyday command lines of the README, end to end, on the embedded data."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,19 @@ def test_search_and_alignment_with_ctc(command):
         lengths = hdf["seqLengths"][:, 0]
         assert lengths.tolist() == japanese_vowels("eval").seq_lengths("data").tolist()
         assert set(np.unique(hdf["inputs"][:])) <= set(range(10))
+
+
+def test_run_of_a_folder_that_an_earlier_version_wrote(command):
+    """There `debug` had no keys yet."""
+    assert command("task=train", *SMALL, "name=old") == 0
+    for name in ("composed.yaml", "config.yaml"):
+        file = Path("outputs/old") / name
+        text = re.sub(r"(?m)^debug:\n(  .*\n)+", "debug: null\n", file.read_text())
+        assert "debug: null" in text
+        file.write_text(text)
+    assert command("run=outputs/old", "task=forward", "forward_callback=text") == 0
+    assert command("run=outputs/old", "task=train", "name=again", "num_epochs=1") == 0
+    assert command("run=outputs/old", "task=train", "num_epochs=3") == 0
 
 
 def test_inspect_shows_the_data(command, capsys):

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,8 @@ def _merge(base: DictConfig, values: Any, where: str) -> DictConfig:
     for key, value in values.items() if isinstance(values, dict) else values.items_ex(resolve=False):
         if key not in known:
             raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+        if value is None and is_dataclass(OmegaConf.get_type(base, key)):  # so in runs of before `debug` had keys
+            continue
         try:
             if isinstance(value, (dict, DictConfig)) and "_target_" in value:
                 OmegaConf.update(result, key, value, merge=False)

@@ -114,7 +114,7 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
     """A wav, SPHERE or ogg file that was cut off reads like a shorter one.
 
     Raises:
-        DataError: it ends before what its last part (chunk, page) says, or an ogg file with a page that is not the last.
+        DataError: it ends before what its last part (chunk, page) says, or an ogg file without its last page.
     """
     start = file.read(12)
     end = 0

@@ -249,7 +249,7 @@ def test_an_ogg_file_that_was_cut_between_two_pages(subtype):
     pages = [match.start() for match in re.finditer(b"OggS", content)]
     assert len(pages) > 6
     for page in pages[3:]:  # behind the headers
-        with pytest.raises(DataError, match="^here: cut off: it ends with a page that is not marked as the last one"):
+        with pytest.raises(DataError, match=r"^here: cut off: it ends with a page that is not "):
             read_audio(content[:page], "here")
 
 
