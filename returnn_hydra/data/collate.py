@@ -51,8 +51,9 @@ def collate(
             padded = _pad(name, spec, arrays, tags)
             check_values(name, spec, padded, arrays, tags, check_finite)
             tensors[name] = torch.from_numpy(padded)
-        if spec.time_axis is not None:
-            lengths[name] = torch.tensor([array.shape[spec.time_axis] for array in arrays], dtype=torch.int64)
+        axis = spec.time_axis
+        if axis is not None:
+            lengths[name] = torch.tensor([array.shape[axis] for array in arrays], dtype=torch.int64)
     for name, spec in specs.items():
         if spec.same_length_as in lengths and name in lengths:
             _check_same_length(name, str(spec.same_length_as), lengths, tags)

@@ -50,8 +50,6 @@ class RowCache:
 
     def get(self, source: Source, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop-1, as a view of the cache."""
-        if self.complete:
-            return self.rows[start:stop]
         first, last = start // self.block_rows, (stop - 1) // self.block_rows
         for block in range(first, last + 1):
             if not self.loaded[block]:
@@ -91,6 +89,8 @@ class Source:
             self.raw.check()
         if cache is not None and cache.is_mine():
             cache.complete = cache.complete or bool(cache.loaded.all())
+            if cache.complete:
+                return [cache.rows[start : start + length] for start, length in zip(starts, lengths, strict=True)]
             return [
                 cache.get(self, start, start + length) if length else cache.rows[:0]
                 for start, length in zip(starts, lengths, strict=True)
