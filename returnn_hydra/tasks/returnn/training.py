@@ -15,11 +15,11 @@ from returnn_hydra.callbacks.log_lines import LogLines
 from returnn_hydra.callbacks.tensorboard import TensorBoard
 from returnn_hydra.compat.checkpoint_cleanup import CleanupRule
 from returnn_hydra.compat.training_options import learning_rate_control_node, training_options
-from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.lock import RunLock
 from returnn_hydra.engine.parallel import ReplicatedStep
+from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.retention import Retention, delete_epochs
 from returnn_hydra.engine.run_store import RunStore, read_records
@@ -32,6 +32,7 @@ from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
 from returnn_hydra.tasks.returnn.hooks import ConfigHooks, EpochSeeds, Progress
 from returnn_hydra.tasks.returnn.learning_rate_records import LearningRateFile, records_of_file
+from returnn_hydra.tasks.returnn.parameter_average import ParameterAverage, average_interval
 from returnn_hydra.tasks.returnn.recipe import Recipe
 from returnn_hydra.tasks.returnn.session import Session
 from returnn_hydra.tasks.returnn.stages import remaining
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 def train(session: Session, recipe: Recipe) -> float | None:
     """Train up to `num_epochs`; returns the best value of the score that decides the learning rate."""
-    if (session.values.get("torch_distributed") or {}).get("reduce_type") == "param":
-        raise ConfigError("torch_distributed.reduce_type=param: parameters are not averaged; use reduce_type=grad")
     start = training_start(session)
     last = max(session.values.get("num_epochs", DEFAULT_NUM_EPOCHS), session.values.get("load_epoch") or 0)
     trainer: Trainer | None = None
@@ -140,11 +139,14 @@ def _trainer(
         callbacks["log"] = LogLines()
     if session.ranks.is_first and values.get("use_tensorboard"):
         callbacks["tensorboard"] = TensorBoard(store.folder)
+    interval = average_interval(values.get("torch_distributed") or {})
+    if session.ranks.size > 1 and interval is not None:
+        callbacks["average"] = ParameterAverage(session.ranks, interval)
     if values.get("epoch_start") or values.get("epoch_end"):
         callbacks["hooks"] = ConfigHooks(values.get("epoch_start"), values.get("epoch_end"))
     return Trainer(
         model=model,
-        train_step=ReplicatedStep(model, step, session.device) if session.ranks.size > 1 else step,
+        train_step=ReplicatedStep(model, step, session.device) if _shares_gradients(session) else step,
         updater=updater,
         control=_control(session, recipe),
         train_data=train_data,
@@ -215,7 +217,12 @@ def _updater(
         on_nonfinite=options.get("on_nonfinite", "stop"),
     )
     optimizer = optimizer or recipe.optimizer(model, options["learning_rate"])
-    return Updater(model, optimizer, rules, session.device, session.ranks)
+    return Updater(model, optimizer, rules, session.device, session.ranks if _shares_gradients(session) else Ranks())
+
+
+def _shares_gradients(session: Session) -> bool:
+    """Several ranks make one update together; else each makes its own."""
+    return session.ranks.size > 1 and average_interval(session.values.get("torch_distributed") or {}) is None
 
 
 def _control(session: Session, recipe: Recipe) -> LearningRateControl:

@@ -104,7 +104,9 @@ def test_data_sets_of_the_engine():
     assert (len(training.train_dataset), training.dev_dataset, training.forward_dataset) == (2, None, None)
     forwarding = EngineFace(None, data.get, is_training=False, epoch=3, device="cpu")
     assert (len(forwarding.forward_dataset), forwarding.train_dataset) == (3, None)
-    with pytest.raises(AttributeError, match=r"run_ctx\.engine has no 'updater' in returnn-hydra; it has config, epoch"):
+    with pytest.raises(
+        AttributeError, match=r"run_ctx\.engine has no 'updater' in returnn-hydra; it has config, epoch"
+    ):
         _ = training.updater
 
 

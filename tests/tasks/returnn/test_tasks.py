@@ -85,7 +85,8 @@ def test_other_tasks_are_refused(run, task, message):
     [
         ("load_epoch", 7, "no such checkpoint"),
         ("load", "nowhere/model.001.pt", "no such checkpoint"),
-        ("torch_distributed", {"reduce_type": "param"}, "reduce_type=grad"),
+        ("torch_distributed", {"reduce_type": "param", "param_sync_step": 0}, "a number of updates from 1"),
+        ("torch_distributed", {"sync": [{"group": "node", "type": "grad"}]}, "only one level"),
         ("window", 5, "windows of frames"),
         ("behavior_version", 99, "expected a number from 0 to"),
         ("default_float_dtype", "double", "expected one of float16"),
