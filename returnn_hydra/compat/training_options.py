@@ -46,7 +46,7 @@ def training_options(values: Values) -> dict[str, Any]:
         ours["grad_accum_steps"] = steps
     if amp := values.get("torch_amp") or values.get("torch_amp_options"):
         ours["amp"] = amp["dtype"] if isinstance(amp, Mapping) else amp
-    if values.get("stop_on_nonfinite_train_score") is False:
+    if values.get("stop_on_nonfinite_train_score") is False or values.get("gradient_nan_inf_filter"):
         ours["on_nonfinite"] = "skip"
     ours.update(retention(values))
     return ours

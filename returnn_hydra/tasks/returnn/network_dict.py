@@ -38,6 +38,10 @@ class NetworkDict:
         self.specs: dict[str, TensorSpec] = network_specs(session.values, session.builder)
         self.dumps = Dumps()
 
+    @property
+    def num_pretrain_epochs(self) -> int:
+        return self.schedule.num_pretrain_epochs
+
     def files(self) -> Dumps:
         """What `hdf_dump` layers write."""
         return self.dumps

@@ -21,6 +21,10 @@ class Recipe(Protocol):
     specs: dict[str, TensorSpec]
     """The streams that training needs."""
 
+    @property
+    def num_pretrain_epochs(self) -> int:
+        """Epochs at the beginning with a smaller network."""
+
     def files(self) -> AbstractContextManager[Any]:
         """Files that the model's own layers write, open while a task runs."""
 

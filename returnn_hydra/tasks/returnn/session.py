@@ -68,8 +68,6 @@ class Session:
         if self.is_network:
             if decoupled:
                 raise ConfigError("decouple_constraints=True: with a network dict, L2 is part of the loss")
-            if self.values.get("use_last_best_model"):
-                raise ConfigError("use_last_best_model: not supported with a network dict; start anew with load_epoch")
         elif decoupled is False and isinstance(optimizer, Mapping) and optimizer.get("weight_decay"):
             raise ConfigError("decouple_constraints=False: weight_decay of a torch optimizer is not part of the loss")
 

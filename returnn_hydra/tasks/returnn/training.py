@@ -31,6 +31,7 @@ from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
 from returnn_hydra.tasks.returnn.hooks import ConfigHooks, EpochSeeds, Progress
+from returnn_hydra.tasks.returnn.last_best_model import UseLastBestModel
 from returnn_hydra.tasks.returnn.learning_rate_records import LearningRateFile, records_of_file
 from returnn_hydra.tasks.returnn.parameter_average import ParameterAverage, average_interval
 from returnn_hydra.tasks.returnn.recipe import Recipe
@@ -139,6 +140,8 @@ def _trainer(
         callbacks["log"] = LogLines()
     if session.ranks.is_first and values.get("use_tensorboard"):
         callbacks["tensorboard"] = TensorBoard(store.folder)
+    if session.is_network and (options := values.get("use_last_best_model")):
+        callbacks["last_best"] = UseLastBestModel({} if options is True else options, recipe.num_pretrain_epochs)
     interval = average_interval(values.get("torch_distributed") or {})
     if session.ranks.size > 1 and interval is not None:
         callbacks["average"] = ParameterAverage(session.ranks, interval)

@@ -35,9 +35,13 @@ FRONTEND_CLASSES = {
 class UserFunctions:
     """The recipe of such a config.
 
+    `num_pretrain_epochs`: none.
+
     Raises:
         ConfigError: a function is missing, or extern_data is wrong.
     """
+
+    num_pretrain_epochs = 0
 
     def __init__(self, session: Session) -> None:
         self.session = session
