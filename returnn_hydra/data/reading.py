@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,7 +134,11 @@ def from_workers(loader: DataLoader, describe: Callable[[int], str]) -> Iterator
     Raises:
         DataError: the original one of a worker; or a worker died.
     """
-    batches = iter(loader)
+    gc.freeze()  # the workers' garbage collection touches none of this process's objects: the memory stays shared
+    try:
+        batches = iter(loader)
+    finally:
+        gc.unfreeze()
     done = 0
     try:
         for batch in batches:

@@ -1,5 +1,6 @@
 """Every sequence once, whoever reads it; errors arrive; nothing stays behind."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -211,6 +212,24 @@ def test_killed_worker_ends_the_run():
         list(loader(Corpus(fails="kill"), num_workers=2).epoch(1))
     assert time.monotonic() - started < 20
     assert wait_for(lambda: not multiprocessing.active_children())
+
+
+class CollectsGarbage(Corpus):
+    """Says how many objects the process's garbage collection leaves alone."""
+
+    def read(self, indices):
+        gc.collect()
+        data = [np.full((1, 2), gc.get_freeze_count(), np.float32) for _ in indices]
+        return Examples(self.seq_tags(indices), {"data": data})
+
+
+def test_garbage_collection_of_workers_leaves_shared_memory_alone():
+    counts = [
+        int(batch["data"].min())
+        for batch in Loader(CollectsGarbage(), {"data": TensorSpec(dim=2)}, num_workers=2).epoch(1)
+    ]
+    assert min(counts) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
