@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from torch import nn
-
-from returnn_hydra.build import Builder
 
 ROOT = Path(__file__).resolve().parents[1]
 FEED_FORWARD = """
@@ -147,21 +143,3 @@ def test_compile(command):
     assert command(*words, "name=y") == 0
     for name, value in model("x").items():
         torch.testing.assert_close(value, model("y")[name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_the_fused_optimizer_makes_the_update_of_the_plain_one(name):
-    node = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/optimizer/{name}.yaml"))
-    models = [nn.Linear(5, 3) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    fused, plain = (
-        Builder().build({**node, "fused": fused}, "optimizer", params=model.parameters(), lr=0.1)
-        for fused, model in zip((node["fused"], False), models, strict=True)
-    )
-    for _ in range(20):
-        features = torch.randn(7, 5)
-        for model, optimizer in zip(models, (fused, plain), strict=True):
-            optimizer.zero_grad()
-            model(features).square().mean().backward()
-            optimizer.step()
-    assert torch.allclose(models[0].weight, models[1].weight, rtol=1e-5, atol=1e-6)

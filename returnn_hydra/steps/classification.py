@@ -40,14 +40,14 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
     """
     targets = batch[target_key].long()
     target_lengths = batch.lengths.get(target_key)
-    sequences = torch.arange(len(lengths), device=lengths.device)
     if target_lengths is not None and bool((target_lengths == lengths).all()):
-        mask = sequence_mask(lengths)
-        size = mask.shape[1]
-        items, targets = logits[:, :size][mask], targets[:, :size][mask]
-        sequences = sequences.repeat_interleave(lengths)
+        size = min(logits.shape[1], targets.shape[1])  # of the longest sequence; either may be padded further
+        rows = sequence_mask(lengths, size).flatten().nonzero().flatten()
+        items = logits[:, :size].reshape(-1, logits.shape[2]).index_select(0, rows)
+        targets, sequences = targets[:, :size].reshape(-1).index_select(0, rows), rows // size
     elif target_lengths is None or bool((target_lengths == 1).all()):
         items, targets = mean_over_frames(logits, lengths), targets.reshape(-1)
+        sequences = torch.arange(len(lengths), device=lengths.device)
     else:
         raise _wrong_lengths(batch, target_key, target_lengths, lengths)
     wrong = (targets < 0) | (targets >= logits.shape[2])
