@@ -93,8 +93,10 @@ class RunStore:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.stop.__exit__(kind, error, trace)
-        self.saver.__exit__(kind, error, trace)
+        try:
+            self.stop.__exit__(kind, error, trace)
+        finally:
+            self.saver.__exit__(kind, error, trace)
 
     def restore(self, trainer: Trainer) -> None:
         """Load the newest valid checkpoint into the trainer, if there is one; or that of `resume_from`.

@@ -81,7 +81,10 @@ class StopRequest:
             return
         self._signal = signal.Signals(number)
         if self.immediate:
-            raise self.stopped("before the first step, nothing was to be saved")
+            raise self._before_the_first_step()
+
+    def _before_the_first_step(self) -> Stopped:
+        return self.stopped("before the first step, nothing was to be saved")
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -92,9 +95,16 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """
+        Raises:
+            Stopped: the signal's own was lost inside of a library that calls back from C (h5py: a SystemError).
+        """
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        lost = isinstance(error, Exception) and not isinstance(error, Stopped)
+        if lost and self.immediate and self._signal is not None:
+            raise self._before_the_first_step() from error
 
 
 def die_with_parent(parent: int) -> None:

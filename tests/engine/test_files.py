@@ -61,6 +61,13 @@ def test_the_order_of_operations_of_a_write(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_file_that_need_not_survive_a_power_cut_waits_for_no_disk(tmp_path):
+    disk = Recorder()
+    write_text(disk, tmp_path / "a.txt", "text", synced=False)
+    assert (tmp_path / "a.txt").read_text() == "text"
+    assert not [call for call in disk.calls if call[0].startswith("fsync")]
+
+
 def test_a_file_is_replaced_and_a_temporary_file_of_a_crash_is_overwritten(tmp_path):
     (tmp_path / "a").write_text("old")
     (tmp_path / "a.tmp").write_text("half")

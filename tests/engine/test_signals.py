@@ -111,6 +111,23 @@ def test_during_start_up_the_first_signal_ends_it():
     assert ended(run_forked(function)) == 143
 
 
+def test_a_stop_that_a_library_turns_into_another_error_stays_a_stop():
+    def swallowing():
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except Stopped:
+            raise SystemError("returned a result with an exception set") from None
+
+    with pytest.raises(Stopped, match="SIGUSR1: before the first step") as caught, StopRequest():
+        swallowing()
+    assert isinstance(caught.value.__cause__, SystemError)
+    stop = StopRequest()
+    stop.__enter__()
+    stop.immediate = False  # what happens later is an error of its own
+    signal.raise_signal(signal.SIGUSR1)
+    stop.__exit__(SystemError, SystemError(), None)
+
+
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

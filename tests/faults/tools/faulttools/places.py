@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -37,17 +38,16 @@ def send_before(call: int, number: int) -> None:
     Prints `place 17: Trainer.train_batch` at the signal, or for every call when there is none, and `batch after the
     signal` for each of those.
     """
-    calls = after = 0
+    numbers = itertools.count()  # next() is one step for Python: the saver's thread counts, too
 
     def counted(place: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*arguments: Any, **options: Any) -> Any:
-            nonlocal calls, after
-            if 0 <= call < calls and place == "Trainer.train_batch":
+            mine = next(numbers)
+            if 0 <= call < mine and place == "Trainer.train_batch":
                 print("batch after the signal", flush=True)
-            calls += 1
-            if calls - 1 == call or call < 0:
-                print(f"place {calls - 1}: {place}", flush=True)
-            if calls - 1 == call:
+            if mine == call or call < 0:
+                print(f"place {mine}: {place}", flush=True)
+            if mine == call:
                 os.kill(os.getpid(), number)
             return function(*arguments, **options)
 
