@@ -14,7 +14,7 @@ from returnn_hydra.search.ctc_prefix_scorer import CTCPrefixScorer
 from returnn_hydra.search.label_sync import LabelSyncSearch, LengthNormalization
 from returnn_hydra.search.scorer import CombinedScorer, Encoded, LabelScorer, check_names
 from returnn_hydra.search.search_step import LanguageModelConf, Search, SearchStep, add_times, language_model_scorer
-from returnn_hydra.search.step_scorer import DecoderScorer
+from returnn_hydra.search.step_scorer import DecoderScorer, InternalLanguageModelScorer
 from returnn_hydra.search.transducer_scorer import TransducerScorer
 
 
@@ -22,9 +22,9 @@ class LabelSync(SearchStep):
     """Label-synchronous beam search (see `LabelSyncSearch`) over a log-linear combination of scorers.
 
     Arguments:
-        scales: weight of each scorer: `am` (the attention decoder, or a transducer), `ctc` (prefix probabilities of the
-            model's CTC output), and the names of `language_models`. A negative weight subtracts (internal language
-            model).
+        scorers: scale of each scorer: `am` (the attention decoder, or a transducer), `ctc` (prefix probabilities of the
+            model's CTC output), `ilm` (what the attention decoder knows of the labels alone, see
+            `InternalLanguageModelScorer`), and the names of `language_models`. A negative scale subtracts.
         language_models: by name; each a trained module or an ARPA file.
         beam_size, num_best, max_labels_per_frame, max_labels, min_labels_per_frame, stop_after: as for
             `LabelSyncSearch`.
@@ -36,7 +36,7 @@ class LabelSync(SearchStep):
 
     def __init__(
         self,
-        scales: Mapping[str, float],
+        scorers: Mapping[str, float],
         language_models: Mapping[str, LanguageModelConf] | None = None,
         beam_size: int = 12,
         num_best: int = 1,
@@ -54,8 +54,8 @@ class LabelSync(SearchStep):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.scales, self.language_models = dict(scales), dict(language_models or {})
-        known = ["am", "ctc", *self.language_models]
+        self.scales, self.language_models = dict(scorers), dict(language_models or {})
+        known = ["am", "ctc", "ilm", *self.language_models]
         check_names(self.scales, known, "search scale", "scorer")
         check_names(self.language_models, self.scales, "language model", "search scale")
         self.blank, self.with_times = blank, with_times
@@ -79,8 +79,10 @@ class LabelSync(SearchStep):
                 scorers[name] = self._acoustic_scorer(model, size, eos)
             elif name == "ctc":
                 scorers[name] = CTCPrefixScorer(size, eos, self.blank)
-            else:
+            elif name in self.language_models:
                 scorers[name] = self._language_scorer(name, size, eos, encoded)
+            else:
+                scorers[name] = _internal_scorer(model, size)
         search = LabelSyncSearch(CombinedScorer(scorers, self.scales), bos=bos, eos=eos, **self.search_options)
         return (lambda encoded: add_times(search(encoded), encoded, self.blank)) if self.with_times else search
 
@@ -95,6 +97,15 @@ class LabelSync(SearchStep):
             names = [] if isinstance(conf, nn.Module) else self.label_names(size, eos)
             self._language_scorers[name], *_ = language_model_scorer(conf, names, eos, encoded.lengths, size)
         return self._language_scorers[name]
+
+
+def _internal_scorer(model: Any, size: int) -> LabelScorer:
+    if not hasattr(model, "decoder"):
+        raise ValueError(
+            f"search.scorers.ilm: {type(model).__name__} has no attention decoder; for another internal language model "
+            "name a trained one in search.language_models.ilm"
+        )
+    return InternalLanguageModelScorer(model.decoder, size)
 
 
 def _labels_of(model: Any) -> tuple[int, int, int]:

@@ -178,6 +178,28 @@ class DecoderScorer(StepScorer):
         return (state[self.attended_key] > self.coverage_threshold).sum(1)
 
 
+class InternalLanguageModelScorer(DecoderScorer):
+    """What an attention decoder knows of the labels alone: log p(label | labels before) where the encoder's output is a
+    single frame of zeros (Meng et al. 2021, "Internal language model estimation for domain-adaptive end-to-end speech
+    recognition", section 3.2). With a negative scale it is taken out of the decoder's scores, in favour of another
+    language model.
+
+    Arguments:
+        decoder, vocab_size: as for `DecoderScorer`.
+    """
+
+    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+        super().__init__(decoder, vocab_size)
+
+    def initial_state(self, encoded: Encoded) -> Rows:
+        """
+        Raises:
+            ValueError: there is no encoder output.
+        """
+        nothing = None if encoded.encoder is None else torch.zeros_like(encoded.encoder[:, :1])
+        return super().initial_state(Encoded(torch.ones_like(encoded.lengths), nothing))
+
+
 class LanguageModelScorer(StepScorer):
     """A language model as a scorer: log p(label | labels before).
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.ctc import CTC
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
@@ -40,8 +40,13 @@ class AttentionCrossEntropy:
         smoothing = self.label_smoothing if model.training else 0.0
         return next_label_losses(output.logits, targets, lengths, smoothing)
 
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): log p(labels and end | features) of the decoder."""
+        output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
+        return sequence_log_likelihoods(output.logits, targets, lengths)
 
-class JointCTCAttention:
+
+class JointCTCAttention(AttentionCrossEntropy):
     """Losses `ce` and `error` of the decoder and `ctc` of the encoder (Kim et al. 2017, Joint CTC-Attention); in
     evaluation also `label_error`, the edit distance of the best CTC path per label.
 
@@ -65,10 +70,8 @@ class JointCTCAttention:
     ) -> None:
         if not 0.0 < ctc_scale < 1.0:
             raise ValueError(f"ctc_scale={ctc_scale}: expected a number between 0 and 1")
-        self.data_key = data_key
-        self.target_key = target_key
+        super().__init__(data_key, target_key, label_smoothing)
         self.ctc_scale = ctc_scale
-        self.label_smoothing = label_smoothing
         self.ctc = CTC(data_key, target_key, blank, skip_too_long)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -81,21 +84,6 @@ class JointCTCAttention:
         losses["ce"] = replace(losses["ce"], scale=1.0 - self.ctc_scale)
         ctc["ctc"] = replace(ctc["ctc"], scale=self.ctc_scale)
         return {**losses, **ctc}
-
-
-class AttentionLogLikelihood:
-    """Forward step: output `log_likelihood`, (B,): log p(labels and end | features) of the decoder in nats.
-
-    Args: see `AttentionCrossEntropy`.
-    """
-
-    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
-        self.data_key = data_key
-        self.target_key = target_key
-
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
-        return {"log_likelihood": Output(sequence_log_likelihoods(output.logits, targets, lengths))}
 
 
 def run_decoder(model: Any, batch: Batch, data_key: str, target_key: str) -> tuple[Any, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from returnn_hydra.batch import Batch, Loss
@@ -35,3 +35,10 @@ class CrossEntropy:
         errors = (items.argmax(-1) != targets).sum()
         count = targets.shape[0]
         return {"ce": Loss(loss, count), "error": Loss(errors, count, as_error=True)}
+
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): log p(targets | features), the sum over the frames of each sequence."""
+        logits, lengths = run_model(model, batch, self.data_key)
+        items, targets, sequences = pair_items(logits, lengths, batch, self.target_key)
+        scores = -F.cross_entropy(items.float(), targets, reduction="none")
+        return scores.new_zeros(lengths.shape).index_add(0, sequences, scores)

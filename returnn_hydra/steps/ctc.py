@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.labels import edit_distances
 from returnn_hydra.steps.classification import run_model
 from returnn_hydra.steps.targets import check_frames, frames_needed, label_sequences
@@ -74,20 +74,11 @@ class CTC:
         labels, label_lengths = label_sequences(batch, self.target_key, num_classes, blank)
         return blank, labels, label_lengths
 
-
-class CTCLogLikelihood:
-    """Forward step: output `log_likelihood`, (B,): log p(labels | features) in nats, summed over all alignments.
-
-    Args: see `CTC`.
-    """
-
-    def __init__(self, data_key: str = "data", target_key: str = "classes", blank: int = -1) -> None:
-        self.ctc = CTC(data_key, target_key, blank)
-
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        logits, lengths = run_model(model, batch, self.ctc.data_key)
-        blank, labels, label_lengths = self.ctc.labels(logits, batch)
-        return {"log_likelihood": Output(-sequence_losses(logits, lengths, labels, label_lengths, blank))}
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): log p(labels | features), summed over all alignments; -inf where there are too few outputs."""
+        logits, lengths = run_model(model, batch, self.data_key)
+        blank, labels, label_lengths = self.labels(logits, batch)
+        return -sequence_losses(logits, lengths, labels, label_lengths, blank)
 
 
 def sequence_losses(logits: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:

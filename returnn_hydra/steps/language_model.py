@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
@@ -36,19 +36,9 @@ class LanguageModelCrossEntropy:
         smoothing = self.label_smoothing if model.training else 0.0
         return next_label_losses(logits, targets, lengths, smoothing)
 
-
-class LanguageModelLogLikelihood:
-    """Forward step: output `log_likelihood`, (B,): log p(labels and end) in nats.
-
-    Args:
-        data_key: stream of label sequences, without begin and end.
-    """
-
-    def __init__(self, data_key: str = "data") -> None:
-        self.data_key = data_key
-
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        return {"log_likelihood": Output(sequence_log_likelihoods(*run_language_model(model, batch, self.data_key)))}
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): log p(labels and end)."""
+        return sequence_log_likelihoods(*run_language_model(model, batch, self.data_key))
 
 
 def run_language_model(model: Any, batch: Batch, data_key: str) -> tuple[Tensor, Tensor, Tensor]:

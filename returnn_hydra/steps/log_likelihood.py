@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.nn import functional as F
+from typing import Protocol
+
+from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Output
-from returnn_hydra.steps.classification import pair_items, run_model
+
+
+class Criterion(Protocol):
+    """A train step that knows the probability of its targets."""
+
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): of all targets of each sequence, in nats."""
 
 
 class LogLikelihood:
-    """Output `log_likelihood`, (B,): log p(targets | features) in nats, the sum over the frames of each sequence.
+    """Output `log_likelihood`, (B,): log p(targets | features) in nats, of the whole sequence.
 
     Args:
-        data_key: stream of features.
-        target_key: stream of class indices, one per frame or one per sequence.
+        criterion: the train step that says what the probability of the targets is: the sum over the frames (cross
+            entropy), over all alignments (CTC, transducer), over the labels and the end (attention, language models).
+
+    Raises:
+        ValueError: another train step.
     """
 
-    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
-        self.data_key = data_key
-        self.target_key = target_key
+    def __init__(self, criterion: Criterion) -> None:
+        if not hasattr(criterion, "log_likelihoods"):
+            raise ValueError(
+                f"log_likelihood needs a train step with a method log_likelihoods (criterion: cross_entropy, ctc, "
+                f"attention, ...), got {type(criterion).__name__}"
+            )
+        self.criterion = criterion
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        logits, lengths = run_model(model, batch, self.data_key)
-        items, targets, sequences = pair_items(logits, lengths, batch, self.target_key)
-        scores = -F.cross_entropy(items.float(), targets, reduction="none")
-        return {"log_likelihood": Output(scores.new_zeros(lengths.shape).index_add(0, sequences, scores))}
+        return {"log_likelihood": Output(self.criterion.log_likelihoods(model, batch))}

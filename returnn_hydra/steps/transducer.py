@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from returnn_hydra.batch import Batch, Loss, Output
+from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.transducer_loss import transducer_loss
 from returnn_hydra.steps.targets import label_sequences
 
@@ -31,20 +31,10 @@ class Transducer:
         nats, label_lengths = sequence_losses(model, batch, self.data_key, self.target_key)
         return {"transducer": Loss(nats.sum(), label_lengths.sum().clamp(min=1))}
 
-
-class TransducerLogLikelihood:
-    """Forward step: output `log_likelihood`, (B,): log p(labels | features) in nats, summed over all alignments.
-
-    Args: see `Transducer`.
-    """
-
-    def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
-        self.data_key = data_key
-        self.target_key = target_key
-
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+    def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,): log p(labels | features), summed over all alignments."""
         nats, _ = sequence_losses(model, batch, self.data_key, self.target_key)
-        return {"log_likelihood": Output(-nats)}
+        return -nats
 
 
 def sequence_losses(model: Any, batch: Batch, data_key: str, target_key: str) -> tuple[Tensor, Tensor]:

@@ -163,6 +163,8 @@ def test_errors_teach(batch: Batch, models: SimpleNamespace, arpa: Path) -> None
         LabelSync({"am": 1.0, "lmm": 0.1}, {"lm": models.lm})
     with pytest.raises(ValueError, match=r"extern_data\.classes must have a vocab"):
         CTCPrefix(lm=arpa, target_key="classes")(models.ctc, batch)
+    with pytest.raises(ValueError, match=r"scorers\.ilm: ToyTransducer has no attention decoder"):
+        LabelSync({"am": 1.0, "ilm": -0.1})(models.transducer, batch)
     with pytest.raises(ValueError, match="needs a model with a decoder, or a transducer, not CTCModel"):
         LabelSync({"am": 1.0})(models.ctc, batch)
     models.lm.num_classes = 9

@@ -69,7 +69,7 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
 def test_attention_search_scores_are_those_of_the_training_pass(batch: Batch, name: str) -> None:
     model, lm = make_models(name)
     step = LabelSync(
-        {"am": 0.8, "lm": 0.4}, {"lm": lm}, beam_size=4, num_best=3, length_normalization="none", max_labels=2
+        {"am": 0.8, "lm": 0.4, "ilm": -0.2}, {"lm": lm}, beam_size=4, num_best=3, length_normalization="none", max_labels=2
     )
     results = run(step, model, batch)
     for seq, hyps in enumerate(results):
@@ -79,7 +79,9 @@ def test_attention_search_scores_are_those_of_the_training_pass(batch: Batch, na
             fed, lengths = torch.tensor([[V, *hyp.labels]]), torch.tensor([len(hyp.labels) + 1])
             target = torch.tensor([*hyp.labels, V])[:, None]
             am = model(one["data"], one.lengths["data"], fed, lengths).logits[0].log_softmax(-1)
-            score = 0.8 * am.gather(1, target).sum() + 0.4 * lm(fed, lengths)[0].log_softmax(-1).gather(1, target).sum()
+            without_encoder = model.decoder(fed, lengths, torch.zeros(1, 1, 16), torch.ones(1, dtype=torch.long))
+            parts = {0.8: am, 0.4: lm(fed, lengths)[0].log_softmax(-1), -0.2: without_encoder[0].log_softmax(-1)}
+            score = sum(scale * log_probs.gather(1, target).sum() for scale, log_probs in parts.items())
             assert hyp.score == pytest.approx(float(score), abs=1e-4)
 
 

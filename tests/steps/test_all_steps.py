@@ -14,13 +14,13 @@ from returnn_hydra.models.transducer import Transducer as TransducerModel
 from returnn_hydra.models.transformer_decoder import TransformerDecoder
 from returnn_hydra.models.transformer_encoder import TransformerEncoder
 from returnn_hydra.models.transformer_lm import TransformerLanguageModel
-from returnn_hydra.steps.attention import AttentionCrossEntropy, AttentionLogLikelihood, JointCTCAttention
+from returnn_hydra.steps.attention import AttentionCrossEntropy, JointCTCAttention
 from returnn_hydra.steps.cross_entropy import CrossEntropy
-from returnn_hydra.steps.ctc import CTC, CTCLogLikelihood
-from returnn_hydra.steps.language_model import LanguageModelCrossEntropy, LanguageModelLogLikelihood
+from returnn_hydra.steps.ctc import CTC
+from returnn_hydra.steps.language_model import LanguageModelCrossEntropy
 from returnn_hydra.steps.log_likelihood import LogLikelihood
 from returnn_hydra.steps.posteriors import Posteriors
-from returnn_hydra.steps.transducer import Transducer, TransducerLogLikelihood
+from returnn_hydra.steps.transducer import Transducer
 
 F, LABELS = 5, 4
 SMALL = {"model_dim": 8, "num_layers": 1, "num_heads": 2}
@@ -64,11 +64,12 @@ STEPS = {  # name: (model, step); streams: data, labels, frames (a class per fra
 FORWARD_STEPS = {
     "posteriors": (lambda: PyramidalBLSTM(F, LABELS, 3), Posteriors()),
     "posteriors by sequence": (ctc_model, Posteriors(per_sequence=True, log=False)),
-    "frames": (lambda: BLSTM(F, LABELS, hidden_dim=3), LogLikelihood(target_key="frames")),
-    "ctc": (ctc_model, CTCLogLikelihood(target_key="labels")),
-    "attention": (attention_model, AttentionLogLikelihood(target_key="labels")),
-    "lm": (lambda: TransformerLanguageModel(LABELS, **SMALL), LanguageModelLogLikelihood("labels")),
-    "transducer": (transducer_model, TransducerLogLikelihood(target_key="labels")),
+    "frames": (lambda: BLSTM(F, LABELS, hidden_dim=3), LogLikelihood(CrossEntropy(target_key="frames"))),
+    "ctc": (ctc_model, LogLikelihood(CTC(target_key="labels"))),
+    "attention": (attention_model, LogLikelihood(AttentionCrossEntropy(target_key="labels"))),
+    "joint": (transformer_model, LogLikelihood(JointCTCAttention(target_key="labels"))),
+    "lm": (lambda: TransformerLanguageModel(LABELS, **SMALL), LogLikelihood(LanguageModelCrossEntropy("labels"))),
+    "transducer": (transducer_model, LogLikelihood(Transducer(target_key="labels"))),
 }
 LENGTHS = {"data": [11, 5, 14, 8], "labels": [4, 1, 2, 0]}
 

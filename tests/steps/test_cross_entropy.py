@@ -73,14 +73,14 @@ def test_one_target_per_sequence(model, features, classes, class_lengths):
         expected -= float(logits[0].detach().mean(0).log_softmax(-1)[target])
     assert float(losses["ce"].sum) == pytest.approx(expected, rel=1e-5)
     assert losses["ce"].count == 2
-    log_likelihood = LogLikelihood()(model, batch)["log_likelihood"].tensor
+    log_likelihood = LogLikelihood(CrossEntropy())(model, batch)["log_likelihood"].tensor
     assert log_likelihood.shape == (2,)
     assert float(log_likelihood.sum()) == pytest.approx(-expected, rel=1e-5)
 
 
 @torch.no_grad()
 def test_log_likelihood_sums_the_frames(model, frame_batch):
-    output = LogLikelihood()(model, frame_batch)["log_likelihood"]
+    output = LogLikelihood(CrossEntropy())(model, frame_batch)["log_likelihood"]
     for index, length in enumerate(LENGTHS):
         targets = frame_batch["classes"][index, :length].long()
         expected = log_probs_alone(model, frame_batch, index).gather(1, targets[:, None]).sum()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from returnn_hydra.batch import Batch
-from returnn_hydra.steps.ctc import CTC, CTCLogLikelihood, best_path
+from returnn_hydra.steps.ctc import CTC, best_path
 
 CLASSES = 3
 
@@ -54,7 +54,7 @@ def test_loss_is_the_sum_over_all_paths(blank):
     loss = CTC(blank=blank)(model, batch)["ctc"]
     assert float(loss.sum) == pytest.approx(float(sum(expected)), rel=1e-5)
     assert int(loss.count) == 5
-    scores = CTCLogLikelihood(blank=blank)(model, batch)["log_likelihood"].tensor
+    scores = CTC(blank=blank).log_likelihoods(model, batch)
     assert (-scores).tolist() == pytest.approx([float(value) for value in expected], rel=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_too_many_labels():
     assert float(losses["ctc"].sum) == pytest.approx(float(only_first["ctc"].sum), rel=1e-6)
     assert int(losses["ctc"].count) == 2
     assert (int(losses["ctc_skipped"].sum), losses["ctc_skipped"].count) == (1, 2)
-    assert CTCLogLikelihood()(Given().eval(), batch)["log_likelihood"].tensor[1] == -torch.inf
+    assert CTC().log_likelihoods(Given().eval(), batch)[1] == -torch.inf
 
 
 def test_wrong_labels_are_named():

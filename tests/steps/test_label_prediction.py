@@ -8,9 +8,9 @@ from returnn_hydra.models.blstm import BLSTM
 from returnn_hydra.models.encoder_decoder import EncoderDecoder
 from returnn_hydra.models.lstm_decoder import LSTMDecoder
 from returnn_hydra.models.lstm_lm import LSTMLanguageModel
-from returnn_hydra.steps.attention import AttentionCrossEntropy, AttentionLogLikelihood, JointCTCAttention
+from returnn_hydra.steps.attention import AttentionCrossEntropy, JointCTCAttention
 from returnn_hydra.steps.ctc import CTC
-from returnn_hydra.steps.language_model import LanguageModelCrossEntropy, LanguageModelLogLikelihood
+from returnn_hydra.steps.language_model import LanguageModelCrossEntropy
 
 LABELS = [[2, 0, 1], [1]]
 
@@ -54,7 +54,7 @@ def test_attention(model, batch):
     assert float(losses["ce"].sum) == pytest.approx(-sum(totals), rel=1e-5)
     assert losses["ce"].count == losses["error"].count == 6
     assert int(losses["error"].sum) == errors
-    scores = AttentionLogLikelihood()(model, batch)["log_likelihood"].tensor
+    scores = AttentionCrossEntropy().log_likelihoods(model, batch)
     assert scores.tolist() == pytest.approx(totals, rel=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_language_model(batch, eos_id):
     assert float(losses["ce"].sum) == pytest.approx(-sum(total for total, _ in totals), rel=1e-5)
     assert int(losses["error"].sum) == sum(errors for _, errors in totals)
     assert losses["ce"].count == 6
-    scores = LanguageModelLogLikelihood("classes")(model, batch)["log_likelihood"].tensor
+    scores = LanguageModelCrossEntropy("classes").log_likelihoods(model, batch)
     assert scores.tolist() == pytest.approx([total for total, _ in totals], rel=1e-5)
 
 
