@@ -69,7 +69,12 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
 def test_attention_search_scores_are_those_of_the_training_pass(batch: Batch, name: str) -> None:
     model, lm = make_models(name)
     step = LabelSync(
-        {"am": 0.8, "lm": 0.4, "ilm": -0.2}, {"lm": lm}, beam_size=4, num_best=3, length_normalization="none", max_labels=2
+        {"am": 0.8, "lm": 0.4, "ilm": -0.2},
+        {"lm": lm},
+        beam_size=4,
+        num_best=3,
+        length_normalization="none",
+        max_labels=2,
     )
     results = run(step, model, batch)
     for seq, hyps in enumerate(results):
