@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ class Builder:
     def __init__(self, allow: Sequence[str] = ()) -> None:
         from_environment = [prefix for prefix in os.environ.get("RETURNN_HYDRA_ALLOW", "").split(":") if prefix]
         self.allowed = (*ALLOWED, *allow, *from_environment)
+        if self.allowed != ALLOWED and os.getcwd() not in sys.path:  # the user's code may be in the current folder
+            sys.path.append(os.getcwd())
 
     def build(self, node: Any, path: str, **runtime: Any) -> Any:
         """The object of a node; a node without `_target_` is built item by item.
@@ -247,4 +250,4 @@ def _locate(name: str, path: str) -> Any:
                 raise ConfigError(f"{path}={name}: {where} has no '{part}'{nearest(part, [*dir(found), *inside])}")
             found = getattr(found, part)
         return found
-    raise ConfigError(f"{path}={name}: no module named '{parts[0]}'")
+    raise ConfigError(f"{path}={name}: no module named '{parts[0]}' in {os.getcwd()}, in PYTHONPATH, or installed")

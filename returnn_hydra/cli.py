@@ -5,6 +5,7 @@ Nothing here imports torch, numpy or h5py, so that --help, --cfg and completion 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from returnn_hydra.config.flags import flags_first
 from returnn_hydra.config.help import help_text, wants_help
 from returnn_hydra.config.hydra_errors import explain
 from returnn_hydra.config.paths import config_dir
@@ -50,6 +52,9 @@ def main() -> None:
     if wants_help(sys.argv[1:]):
         print(help_text(sys.argv[1:]))
         return
+    if "--version" in sys.argv[1:]:
+        print(f"returnn-hydra {importlib.metadata.version('returnn-hydra')}")
+        return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))  # more than one: started by torchrun
@@ -78,7 +83,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    sys.argv[1:] = with_saved_overrides(sys.argv[1:])
+    sys.argv[1:] = flags_first(with_saved_overrides(sys.argv[1:]))
     try:
         run_job()
     except JobFailed as failed:

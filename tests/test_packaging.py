@@ -38,12 +38,21 @@ def test_installed_program_runs_from_any_folder_with_a_users_conf(wheel, tmp_pat
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     (tmp_path / "my_conf/optimizer").mkdir(parents=True)
-    (tmp_path / "my_conf/optimizer/mine.yaml").write_text("_target_: torch.optim.Adagrad\n")
-    code = "import returnn_hydra.cli as cli; assert 'site' in cli.__file__; cli.main()"
+    (tmp_path / "my_conf/optimizer/mine.yaml").write_text("_target_: my_code.Mine\n")
+    (tmp_path / "my_code.py").write_text("import torch\nclass Mine(torch.optim.Adagrad): pass\n")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/returnn-hydra"  # as pip makes it: the current folder is not in sys.path
+    program.write_text("import returnn_hydra.cli as cli; assert 'site' in cli.__file__; cli.main()")
     words = ["task=train", "optimizer=mine", "num_epochs=1", "model.hidden_dim=4", "--config-dir", "my_conf"]
+    words += ["allow_targets=[my_code.]"]
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(program), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.glob("outputs/*/checkpoints/model.001.pt"))

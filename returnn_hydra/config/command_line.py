@@ -60,6 +60,22 @@ class CommandLine:
     overrides: list[tuple[str, str]] = field(default_factory=list)
     """(key, value) in their order, as texts."""
     show_version: bool = False
+    show_help: bool = False
+
+
+def help_text() -> str:
+    """The options, for --help."""
+    short = {key: f"-{letter}" for letter, key in SHORT.items()}
+    long = {key: " ".join(f"--{option}" for option in LONG if LONG[option] == key) for key in LONG.values()}
+    options = [f"  {short.get(key, ''):4}{names:28}sets {key}" for key, names in sorted(long.items())]
+    return "\n".join(
+        [
+            "Run RETURNN configurations: FILE ... [options] [++key value] ...",
+            "e.g. my.config ++num_epochs 5 ++device cpu; any key of docs/returnn.md can be set with ++key value.",
+            *options,
+            f"  {'-V':4}{'--version':28}the version",
+        ]
+    )
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
@@ -72,7 +88,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
     """
     files: list[str] = []
     overrides: list[tuple[str, str]] = []
-    show_version = False
+    show_version = show_help = False
     rest = list(words)
     while rest and not rest[0].startswith(("+", "-")):
         files.append(rest.pop(0))
@@ -80,6 +96,8 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
         word = rest.pop(0)
         if word in ("-V", "--version"):
             show_version = True
+        elif word in ("-h", "--help"):
+            show_help = True
         elif word == "--config":
             files.append(_value_of(word, rest))
         elif word.startswith("++"):
@@ -91,7 +109,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
             overrides.append((_short(word[1]), word[2:] or _value_of(word, rest)))
         else:
             raise ConfigError(f"command line: the word {word!r} belongs to nothing{_suggest(word)}; {_USAGE}")
-    return CommandLine(files, overrides, show_version)
+    return CommandLine(files, overrides, show_version, show_help)
 
 
 def _override(word: str, rest: list[str]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from returnn_hydra.config.command_line import parse_command_line
+from returnn_hydra.config.command_line import help_text, parse_command_line
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.errors import FAILED, LockedError, StateError, exit_code_of, last_line
 from returnn_hydra.engine.files import FileSystem
@@ -65,6 +65,9 @@ def run_words(words: Sequence[str]) -> Any:
     line = parse_command_line(words)
     if line.show_version:
         print(f"returnn-hydra {importlib.metadata.version('returnn-hydra')}")
+        return None
+    if line.show_help:
+        print(help_text())
         return None
     if not line.files:
         raise ConfigError("command line: no configuration file; expected: FILE ... [options] [++key value] ...")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from returnn_hydra.config.command_line import parse_command_line
+from returnn_hydra.config.command_line import LONG, SHORT, help_text, parse_command_line
 from returnn_hydra.config.errors import ConfigError
 
 
@@ -62,3 +62,11 @@ def test_any_words_give_a_result_or_a_config_error(words):
     except ConfigError:
         return
     assert all(isinstance(text, str) for pair in line.overrides for text in pair)
+
+
+def test_help_names_every_option():
+    assert parse_command_line(["--help"]).show_help
+    assert parse_command_line(["a.config", "-h"]).show_help
+    text = help_text()
+    for words in (*(f"-{letter} " for letter in SHORT), *(f"--{name}" for name in LONG), *SHORT.values()):
+        assert words in text

@@ -44,3 +44,8 @@ def test_as_a_program(words):
 
 def test_other_words_do_not_ask_for_help():
     assert not wants_help(["--hydra-help", "name=--help", "--cfg", "job"])
+
+
+def test_version(command, capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out.startswith("returnn-hydra 0.")
