@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from returnn_hydra.batch import Loss
-from returnn_hydra.network.activations import safe_log
+from returnn_hydra.network.activations import activate, safe_log
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.call import LOSSES_WITHOUT_TARGET, LayerCall
 from returnn_hydra.network.errors import nearest
@@ -70,8 +70,6 @@ _LOSSES: dict[str, LossFunction] = {}
 NOT_HERE = {
     "sprint": "RASR is not called; sequence training needs its own program",
     "fast_bw": "RASR's automata are not read; use 'ctc', or the alignment of a frame-wise model with 'ce'",
-    "bleu": "only an error, no loss; write the hypotheses with task=search, and use 'edit_distance' here",
-    "generic_ce": "use 'ce'",
     "triplet_loss": "use 'as_is' on a layer that computes it",
     "deep_clustering": "use 'as_is' on a layer that computes it",
 }
@@ -360,7 +358,35 @@ def _distance(
     return LossValue(sum_frames(NamedTensor(values, tuple(rest))), _frame_error(output, target))
 
 
+@register_loss("generic_ce")
+def generic_cross_entropy(data: LossInput) -> LossValue:
+    """-log of the normalised output at the target, for elementwise activations such as exp and sigmoid.
+
+    The gradient of the activation's input z is (d log y / d z) (y / sum(y) - target), whatever the activation: that
+    of a softmax for exp.
+    """
+    output, target = _paired(data)
+    before = output.before_activation
+    if before is None or output.feature is None or target.feature is not None:
+        raise data.call.error("loss 'generic_ce' needs an elementwise activation, and class indices as target")
+    rest = [axis for axis in output.axes if axis is not output.feature]
+    axes = [*rest, output.feature]
+    z, y = before[1].ordered(axes).raw, output.ordered(axes).raw
+    normed = (y / y.sum(-1, keepdim=True)).detach()
+    labels = target.expanded(rest).long()
+    with torch.enable_grad():
+        inner = before[1].ordered(axes).raw.detach().requires_grad_()
+        logs = activate(before[1].ordered(axes).like(inner), before[0], data.call.path).raw.log()
+        (slope,) = torch.autograd.grad(logs.sum(), inner)
+    signal = slope * (normed - F.one_hot(labels, output.feature.size))
+    values = -normed.clamp(1e-20, 1e20).log().gather(-1, labels[..., None]).squeeze(-1)
+    carrier = sum_frames(NamedTensor((z * signal).sum(-1), tuple(rest)))  # its gradient with respect to z is the signal
+    total = carrier - carrier.detach() + sum_frames(NamedTensor(values, tuple(rest)))
+    return LossValue(total, _frame_error(output, target))
+
+
 @register_loss("bin_ce")
+@register_loss("sse_sigmoid")
 def binary_cross_entropy(data: LossInput, *, pos_weight: float | None = None) -> LossValue:
     """Sigmoid cross entropy from logits, mean over the features."""
     output, target = _paired(data)

@@ -46,10 +46,11 @@ NOT_HERE: dict[str, str] = {
     "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
     "reshape": "use 'merge_dims' and 'split_dims'",
     "random_state_init": "use 'random', whose state is that of the run",
-    "synthetic_gradient": "gradients always come from the loss",
     "tikhonov_regularization": "use 'L2'",
 }
 """Layer classes of RETURNN that public networks use now and then, and what to do without them."""
+
+OWN = "; a class of your own (TensorFlow's can't run): a function with @register_layer({!r}) of returnn_hydra.network"
 
 
 def register_layer(
@@ -78,7 +79,8 @@ def layer_class(name: object, where: str) -> LayerClass:
     if name in NOT_HERE:
         raise NetworkError(f"{where}: layer class {name!r} is not supported: {NOT_HERE[name]}")
     if not isinstance(name, str) or name not in _CLASSES:
-        raise NetworkError(f"{where}: layer class {name!r} is not supported{nearest(name, _CLASSES)}")
+        hint = nearest(name, _CLASSES) + OWN.format(name)
+        raise NetworkError(f"{where}: layer class {name!r} is not supported{hint}")
     return _CLASSES[name]
 
 

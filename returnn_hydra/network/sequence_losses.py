@@ -12,6 +12,7 @@ from torch import Tensor
 
 from returnn_hydra.network.activations import safe_log
 from returnn_hydra.network.axis import BATCH
+from returnn_hydra.network.bleu import sentence_bleu
 from returnn_hydra.network.ctc import ctc_decode as decode_ctc
 from returnn_hydra.network.ctc import ctc_neg_log_prob, ctc_viterbi_neg_log_prob
 from returnn_hydra.network.errors import nearest
@@ -123,30 +124,40 @@ def sequence_distances(
     data: LossInput, label_map: dict[int, int] | None, decode: bool, output_in_log_space: bool
 ) -> Tensor:
     """Edit distance of every sequence: (B,) or (B, beam)."""
-    target = data.reference
-    label_axis = data.call.finder.time(target)
-    if label_axis is None or target.batch_axis is None or label_axis.lengths is None:
-        raise data.call.error("edit distance needs a target with a time axis")
-    labels = target.ordered([target.batch_axis, label_axis]).raw
-    reference = _mapped(_sequences(labels, label_axis.lengths), label_map)
     if decode:
         logits = _ctc_logits(data, output_in_log_space)
         lengths = data.call.time(data.output).lengths
         assert lengths is not None
         hypotheses = decode_ctc(torch.log_softmax(logits, -1).detach(), lengths, 100)
-        return _distances(_mapped(hypotheses, label_map), reference, logits.device)
+        return _distances(_mapped(hypotheses, label_map), _mapped(_references(data), label_map), logits.device)
+    rows, references, shape = label_rows(data)
+    distances = _distances(_mapped(rows, label_map), _mapped(references, label_map), data.output.raw.device)
+    return distances.reshape(shape)
+
+
+def label_rows(data: LossInput) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Every sequence (or hypothesis) of the output, its reference, and the sizes of batch and beam."""
     output = data.output
     if output.feature is not None:
-        raise data.call.error("edit distance needs an output of class indices; or set ctc_decode")
+        raise data.call.error("this loss needs an output of class indices; edit_distance: or set ctc_decode")
     time = data.call.time(output)
     others = [axis for axis in output.axes if axis is not time]
     others.sort(key=lambda axis: axis.kind != BATCH)
     raw = output.expanded([*others, time])
     assert time.lengths is not None
     lengths = NamedTensor(time.lengths, time.over).expanded(others)
-    rows = _mapped(_sequences(raw.flatten(0, -2), lengths.reshape(-1)), label_map)
-    repeated = [row for row in reference for _ in range(len(rows) // max(len(reference), 1))]
-    return _distances(rows, repeated, raw.device).reshape(raw.shape[:-1])
+    rows = _sequences(raw.flatten(0, -2), lengths.reshape(-1))
+    references = _references(data)
+    repeated = [row for row in references for _ in range(len(rows) // max(len(references), 1))]
+    return rows, repeated, [axis.size for axis in others]
+
+
+def _references(data: LossInput) -> list[list[int]]:
+    target = data.reference
+    label_axis = data.call.finder.time(target)
+    if label_axis is None or target.batch_axis is None or label_axis.lengths is None:
+        raise data.call.error("this loss needs a target with a time axis")
+    return _sequences(target.ordered([target.batch_axis, label_axis]).raw, label_axis.lengths)
 
 
 def _distances(rows: list[list[int]], references: list[list[int]], device: torch.device) -> Tensor:
@@ -162,6 +173,15 @@ def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def _mapped(rows: list[list[int]], label_map: dict[int, int] | None) -> list[list[int]]:
     return rows if not label_map else [[label_map.get(label, label) for label in row] for row in rows]
+
+
+@register_loss("bleu")
+def bleu(data: LossInput) -> LossValue:
+    """Only an error: minus the BLEU of every sequence (in a beam: of every hypothesis)."""
+    rows, references, _ = label_rows(data)
+    pairs = zip(rows, references, strict=True)
+    scores = [sentence_bleu(row, reference) for row, reference in pairs]
+    return LossValue(None, -torch.tensor(scores, device=data.output.raw.device).sum())
 
 
 @register_loss("search_score")

@@ -31,7 +31,7 @@ def affine(call: LayerCall, x: NamedTensor, size: int, weight: torch.Tensor, bia
     return x.dense(raw, (*rest, feature), feature=feature, time=x.time)
 
 
-@register_layer("linear", framewise=True)
+@register_layer("linear", "hidden", "forward", framewise=True)
 def linear(
     call: LayerCall,
     *,
