@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +59,9 @@ class HDFWriter:
         self.compression = compression
         self.specs: dict[str, TensorSpec] | None = None
         self._refuse_existing()
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
-        os.fchmod(handle, 0o666 & ~current_umask())
-        os.close(handle)
-        self._temporary = Path(name)
-        self._file: h5py.File | None = h5py.File(name, "w")
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._claim: int | None = _claim(self._temporary)
+        self._file: h5py.File | None = h5py.File(self._temporary, "w", locking=False)  # it is locked
         self._tags: dict[str, int] = {}
         self._lengths: dict[str, list[int]] = {}
         self._buffers: dict[str, list[np.ndarray]] = {}
@@ -194,6 +192,7 @@ class HDFWriter:
             self._refuse_existing()
             os.replace(self._temporary, self.path)
             _sync(self.path.parent)
+            self._release()
         except BaseException:
             self.abort()
             raise
@@ -217,8 +216,15 @@ class HDFWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
-        with contextlib.suppress(FileNotFoundError):
-            self._temporary.unlink()
+        if self._claim is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()
+            self._release()
+
+    def _release(self) -> None:
+        assert self._claim is not None
+        os.close(self._claim)
+        self._claim = None
 
     def __enter__(self) -> HDFWriter:
         return self
@@ -299,8 +305,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def current_umask() -> int:
-    """The permissions that this process's new files do not get."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
+def _claim(path: Path) -> int:
+    """A handle of the temporary file that keeps other writers away; what a killed one has left is written over.
+
+    Raises:
+        DataError: another process writes it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise DataError(f"{path}: another process is writing this file") from error
+    return handle
