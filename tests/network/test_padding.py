@@ -29,11 +29,21 @@ NOT_PER_SEQUENCE = {"att_encdec_train", "range_in_axis", "range_in_axis_nokeep",
 CASES = Path(__file__).parent.parent / "data/golden/tf_cases.py"
 
 
-def names() -> list[str]:
+def golden_cases() -> dict[str, dict[str, Any]]:
     namespace: dict[str, Any] = {}
     exec(compile(CASES.read_text(), str(CASES), "exec"), namespace)
+    return namespace["CASES"]
+
+
+def names() -> list[str]:
     skip = MIXES_SEQUENCES | READS_PADDING | NOT_PER_SEQUENCE
-    return [name for name in namespace["CASES"] if name not in skip]
+    return [name for name in golden_cases() if name not in skip]
+
+
+def cases_of_padding() -> list[dict[str, Any]]:
+    """The networks that are tested here."""
+    cases = golden_cases()
+    return [cases[name]["net"] for name in names()]
 
 
 @pytest.mark.parametrize("name", names())
