@@ -327,9 +327,10 @@ def describe_omegaconf(error: OmegaConfBaseException) -> str:
     key = getattr(error, "key", None)
     if "not in" in first and parent is not None and key is not None:
         names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        likely = [name for name in names if str(key)[:1] == "_" or name[:1] != "_"]
         where = full_key.rsplit(".", 1)[0] if "." in full_key else "the configuration"
         is_top = isinstance(parent, DictConfig) and parent._get_parent() is None
-        hint = (_deeper(parent, str(key)) if is_top else "") or nearest(str(key), names)
+        hint = (_deeper(parent, str(key)) if is_top else "") or nearest(str(key), likely)
         if not hint and "_target_" in names:
             hint = f"; an argument that the YAML file does not list is added with a plus: +{full_key}=..."
         return f"unknown key '{full_key}': {where} has no '{key}'{hint}"
