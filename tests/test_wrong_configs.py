@@ -75,7 +75,11 @@ WRONG = [
     ("overrides=nothing.py", "overrides=nothing.py", "no such file"),
     ("name=../../elsewhere", "name='../../elsewhere'", "below"),
     ("num_epochs=[", "num_epochs=[", "cannot read the override"),
-    ("datasets.train.source.dataset=3", "datasets.train.source.dataset", "added with a plus: +datasets.train.source.dat"),
+    (
+        "datasets.train.source.dataset=3",
+        "datasets.train.source.dataset",
+        "added with a plus: +datasets.train.source.dat",
+    ),
     ("name=a/ü", "name=a/ü", """'name="a/ü"'"""),
     ("train", "override 'train'", "did you mean 'task=train'?"),
     ("conformer", "override 'conformer'", "did you mean 'model=conformer'?"),

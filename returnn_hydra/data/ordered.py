@@ -55,6 +55,24 @@ class EpochDataset(Dataset):
         return self._first.read(indices)
 
 
+def indices_of_epoch(dataset: Dataset, order: SeqOrder, epoch: int) -> np.ndarray:
+    """The sequences of an epoch, in their order.
+
+    Args:
+        dataset: the epoch's own (see `Dataset.at_epoch`).
+
+    Raises:
+        DataError: the order needs lengths that only reading would tell.
+    """
+    if not order.needs_lengths(epoch, len(dataset)):
+        return order.indices(epoch, len(dataset))
+    lengths = dataset.order_lengths()
+    if lengths is None:
+        what = f"seq_ordering={order.seq_ordering!r}"
+        raise DataError(f"{what} needs lengths, which a {type(dataset).__name__} does not know before reading")
+    return order.indices(epoch, lengths)
+
+
 class OrderedDataset(ComposedDataset, EpochDataset):
     """A data set with an order, a partition or a repetition of its own, as a part of another data set.
 
@@ -73,14 +91,7 @@ class OrderedDataset(ComposedDataset, EpochDataset):
 
     def _of_epoch(self, epoch: int) -> Dataset:
         dataset = self.dataset.at_epoch(epoch)
-        lengths: np.ndarray | int = len(dataset)
-        if self.order.needs_lengths(epoch, len(dataset)):
-            known = dataset.order_lengths()
-            if known is None:
-                what = f"seq_ordering={self.order.seq_ordering!r}"
-                raise DataError(f"{what} needs lengths, which a {type(dataset).__name__} does not know before reading")
-            lengths = known
-        return SubsetDataset(dataset, self.order.indices(epoch, lengths))
+        return SubsetDataset(dataset, indices_of_epoch(dataset, self.order, epoch))
 
 
 class LengthsFromFile(WrappedDataset):

@@ -19,6 +19,7 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.checks import checked_streams, did_you_mean, specs_from_options
 from returnn_hydra.data.dataset import DataError, Dataset, Examples, wrong_sequence
 from returnn_hydra.data.order import SeqOrder
+from returnn_hydra.data.ordered import indices_of_epoch
 from returnn_hydra.data.reading import from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
 from returnn_hydra.data.views import Indices, WrappedDataset, as_array, renewed
@@ -147,14 +148,7 @@ class DatasetStream(StreamingDataset):
 
     def iterate(self, epoch: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Example]:
         dataset = self.dataset.at_epoch(epoch)
-        lengths: np.ndarray | int = len(dataset)
-        if self.order.needs_lengths(epoch, len(dataset)):
-            known = dataset.order_lengths()
-            if known is None:
-                what = f"seq_ordering={self.order.seq_ordering!r}"
-                raise DataError(f"{what} needs lengths, which a {type(dataset).__name__} does not know before reading")
-            lengths = known
-        indices = self.order.indices(epoch, lengths)[rank::num_ranks]
+        indices = indices_of_epoch(dataset, self.order, epoch)[rank::num_ranks]
         for start in range(0, len(indices), BLOCK):
             examples = dataset.read(indices[start : start + BLOCK])
             for i, tag in enumerate(examples.seq_tags):

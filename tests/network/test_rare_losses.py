@@ -1,6 +1,7 @@
 """Losses of few public networks, and a layer that changes gradients, against formulas written out again.
 
-`generic_ce`, `bleu` and `sse_sigmoid` were also compared with RETURNN's TensorFlow backend: values, errors and gradients within 1e-5.
+`generic_ce`, `bleu` and `sse_sigmoid` were also compared with RETURNN's TensorFlow backend: values,
+errors and gradients within 1e-5.
 """
 
 from __future__ import annotations
