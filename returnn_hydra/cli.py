@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from returnn_hydra.config.flags import flags_first
 from returnn_hydra.config.help import help_text, wants_help
 from returnn_hydra.config.hydra_errors import explain
+from returnn_hydra.config.imports import without_collections
 from returnn_hydra.config.paths import config_dir
 from returnn_hydra.config.saved_run import with_saved_overrides
 from returnn_hydra.config.schema import register
@@ -37,7 +38,8 @@ class JobFailed(BaseException):
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def run_job(composed: DictConfig) -> Any:
     """One job: a whole command, or one of a sweep."""
-    from returnn_hydra.tasks.job import run
+    with without_collections():
+        from returnn_hydra.tasks.job import run
 
     try:
         return run(composed)

@@ -34,8 +34,8 @@ DEFAULT_CHOICES = {"task": "train", "extern_data": "japanese_vowels", "datasets"
 class Job:
     """What Hydra composed, in a form that the first rank can send to the others."""
 
-    composed: str
-    """YAML, with interpolations."""
+    composed: dict[str, Any]
+    """With interpolations."""
     overrides: list[str]
     choices: dict[str, str | None]
     in_sweep: bool
@@ -45,7 +45,7 @@ def run(composed: DictConfig) -> Any:
     """Run one composed configuration; returns what the task returns (a score, for sweepers)."""
     hydra = HydraConfig.get()
     job = Job(
-        OmegaConf.to_yaml(composed),
+        _plain(composed),
         [str(word) for word in hydra.overrides.task],
         {str(group): choice for group, choice in hydra.runtime.choices.items()},
         hydra.mode == RunMode.MULTIRUN,
@@ -53,6 +53,12 @@ def run(composed: DictConfig) -> Any:
     if started_by_torchrun():
         Ranks.start(composed.distributed_timeout).broadcast(job)
     return _run(job)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(config, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def follow() -> None:

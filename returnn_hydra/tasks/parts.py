@@ -15,6 +15,7 @@ from returnn_hydra.compat.dynamic_learning_rate import DynamicLearningRate
 from returnn_hydra.compat.learning_rate_file import write_learning_rate_file
 from returnn_hydra.config.compose import Composed
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.config.imports import without_collections
 from returnn_hydra.config.run_name import NOT_IN_NAME
 from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.callback import Callback
@@ -86,7 +87,8 @@ def build_updater(context: Context, model: nn.Module) -> Updater:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    optimizer = context.builder.build(values["optimizer"], "optimizer", params=groups, lr=values["learning_rate"])
+    with without_collections():
+        optimizer = context.builder.build(values["optimizer"], "optimizer", params=groups, lr=values["learning_rate"])
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     rules = UpdateRules(
