@@ -6,8 +6,9 @@ Legend: B batch, T time, F feature, N all axes that a computation does not care 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class NamedTensor:
     """Sub-layers (`layer/part`)."""
 
     def __post_init__(self) -> None:
-        if tuple(self.raw.shape) != tuple(axis.size for axis in self.axes):
+        if list(self.raw.shape) != [axis.size for axis in self.axes]:
             raise NetworkError(f"shape {tuple(self.raw.shape)} does not fit the axes {list(self.axes)}")
 
     @property
@@ -81,6 +82,8 @@ class NamedTensor:
 
     def to_axes(self, axes: Sequence[Axis]) -> Tensor:
         """The values with exactly these axes in this order; missing ones get size 1."""
+        if len(axes) == len(self.axes) and all(map(operator.is_, axes, self.axes)):
+            return self.raw  # the usual case, in every layer of every frame of a loop
         order = [self.axes.index(axis) for axis in axes if axis in self.axes]
         if len(order) != len(self.axes):
             extra = [axis for axis in self.axes if axis not in axes]
@@ -93,12 +96,13 @@ class NamedTensor:
 
     def expanded(self, axes: Sequence[Axis]) -> Tensor:
         """Like `to_axes`, with missing axes broadcast to their full size."""
-        return self.to_axes(axes).expand([axis.size for axis in axes])
+        raw = self.to_axes(axes)
+        return raw if len(axes) == len(self.axes) else raw.expand([axis.size for axis in axes])
 
     def moved_last(self, *axes: Axis) -> NamedTensor:
         rest = [axis for axis in self.axes if axis not in axes]
         order = [*rest, *axes]
-        return replace(self, raw=self.raw.permute([self.index(axis) for axis in order]), axes=tuple(order))
+        return self._with(self.raw.permute([self.index(axis) for axis in order]), tuple(order))
 
     def rows(self, *core: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
         """(N, *core), and the axes that N consists of."""
@@ -112,7 +116,20 @@ class NamedTensor:
         return self.ordered([*first, *[axis for axis in self.axes if axis not in first]])
 
     def ordered(self, axes: Sequence[Axis]) -> NamedTensor:
-        return replace(self, raw=self.to_axes(axes), axes=tuple(axes))
+        return self._with(self.to_axes(axes), tuple(axes))
+
+    def _with(self, raw: Tensor, axes: tuple[Axis, ...]) -> NamedTensor:
+        return NamedTensor(
+            raw,
+            axes,
+            self.feature,
+            self.time,
+            self.sparse_dim,
+            self.vocab,
+            self.before_activation,
+            self.state,
+            self.parts,
+        )
 
     def select(self, axis: Axis, index: int) -> NamedTensor:
         """One entry of an axis; a tensor without the axis stays as it is."""
@@ -129,12 +146,16 @@ class NamedTensor:
     def relabelled(self, old: Axis, new: Axis) -> NamedTensor:
         """The same values with one axis under another identity (same size)."""
         before = self.before_activation
-        return replace(
-            self,
-            axes=tuple(new if axis is old else axis for axis in self.axes),
-            feature=new if self.feature is old else self.feature,
-            time=new if self.time is old else self.time,
-            before_activation=(before[0], before[1].relabelled(old, new)) if before else None,
+        return NamedTensor(
+            self.raw,
+            tuple(new if axis is old else axis for axis in self.axes),
+            new if self.feature is old else self.feature,
+            new if self.time is old else self.time,
+            self.sparse_dim,
+            self.vocab,
+            (before[0], before[1].relabelled(old, new)) if before else None,
+            self.state,
+            self.parts,
         )
 
     def mask(self, axis: Axis) -> NamedTensor:

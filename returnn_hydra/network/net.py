@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from returnn_hydra.network.errors import NetworkError
-from returnn_hydra.network.options import check_options
+from returnn_hydra.network.options import check_options, layer_options
 from returnn_hydra.network.registry import LayerClass, layer_class
 
 SOURCE_FREE = frozenset(("constant", "variable", "range", "train_flag", "global_train_step", "random", "eval_flag"))
@@ -18,6 +18,7 @@ class LayerSpec:
     Attributes:
         name: its key.
         path: with the names of the networks around it (`output/output_prob`).
+        arguments: the options that the class's function takes.
         sources: what `from` names.
         sub: the network inside (subnetwork, rec units as dicts, masked computation).
         memo: what the layer learnt when the network was built.
@@ -32,6 +33,7 @@ class LayerSpec:
         self.options: dict[str, Any] = dict(options)
         self.known: LayerClass = layer_class(options["class"], self.path)
         check_options(self.options, self.known, self.path)
+        self.arguments = layer_options(self.options, self.known)
         self.sources = _source_names(self.options.get("from", self._default_source()), self.path)
         self.memo: dict[str, Any] = {}
         self._sub: Net | None = None

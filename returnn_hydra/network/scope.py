@@ -15,7 +15,6 @@ from returnn_hydra.network.losses import report_loss
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.net import LayerSpec, Net
 from returnn_hydra.network.norms import batch_norm
-from returnn_hydra.network.options import layer_options
 from returnn_hydra.network.parameters import ParameterStore
 from returnn_hydra.network.run_state import RunState
 
@@ -184,7 +183,7 @@ class Scope:
 
     def compute(self, spec: LayerSpec) -> NamedTensor:
         call = LayerCall(self, spec)
-        value = spec.known.function(call, **layer_options(spec.options, spec.known))
+        value = spec.known.function(call, **spec.arguments)
         if not isinstance(value, NamedTensor):
             raise NetworkError(f"{spec.path}: class {spec.known.name!r} gave a {type(value).__name__}")
         value = self._finish(call, value)

@@ -68,9 +68,7 @@ class InitialValues:
             base = self.template(scope, source) if source in scope.net else self.trial().get(source)
             zeros.append(base.like(torch.zeros_like(base.raw)))
         call.__dict__["sources"] = zeros
-        from returnn_hydra.network.options import layer_options
-
-        result = spec.known.function(call, **layer_options(spec.options, spec.known))
+        result = spec.known.function(call, **spec.arguments)
         assert isinstance(result, NamedTensor)
         return result
 
