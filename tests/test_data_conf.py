@@ -402,7 +402,7 @@ def test_tag_in_two_files(command, corpus, tmp_path, capsys):
 
 
 OVER_HDF = (
-    "chunk", "combine", "concat", "concat_seqs", "curriculum", "distribute_files", "filter", "postprocessing",
+    "cached", "chunk", "combine", "concat", "concat_seqs", "curriculum", "distribute_files", "filter", "postprocessing",
     "postprocessing_stream", "random_subset", "repeat", "specaugment", "variable",
 )  # fmt: skip
 

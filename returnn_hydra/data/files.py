@@ -162,11 +162,6 @@ def read_pickle(path: PathLike) -> Any:
         ) from error
 
 
-def read_data_file(path: PathLike) -> Any:
-    """The value in a .pkl file, or the literal or JSON value in any other."""
-    return read_pickle(path) if Path(path).name.removesuffix(".gz").endswith(".pkl") else read_literal(path)
-
-
 def read_tag_list(path: PathLike) -> list[str]:
     """Sequence tags: one per line (.txt, .gz, any name), or a pickled list (.pkl).
 

@@ -128,11 +128,6 @@ class HDFDataset(Dataset):
             for key in keys
         )
 
-    @property
-    def is_cached(self) -> bool:
-        """Whether what is read stays in memory."""
-        return bool(self._caches)
-
     def __len__(self) -> int:
         return int(self._bounds[-1])
 

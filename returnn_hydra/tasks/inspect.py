@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def run(context: Context) -> None:
     for name, conf in context.dataset_confs().items():
         loader = context.loader(name, conf)
         found, what = read_lengths(loader)
-        for line in describe(name, loader, found, what):
+        statistics = loader.statistics(1)  # of a stream: of what was read last
+        for line in describe(name, loader, found, what, statistics):
             logger.log(RESULTS, line)
         if len(found):
-            lengths[f"{name}: {summary(loader, what)}"] = found
+            lengths[f"{name}: {summary(statistics, what)}"] = found
         if context.values["check_data"]:
             logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check_data(loader))
     if lengths:
@@ -59,13 +61,15 @@ def read_lengths(loader: Loader | StreamLoader) -> tuple[np.ndarray, str]:
     return np.asarray(lengths), "epoch 1" if complete else "the beginning of epoch 1"
 
 
-def describe(name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what: str) -> list[str]:
+def describe(
+    name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what: str, statistics: Mapping[str, Any]
+) -> list[str]:
     """The data set's first batch, its lengths and its batches, as lines of text.
 
     Args:
         what: the part of the data that this is about, in words.
+        statistics: of that part, as the loader tells them.
     """
-    statistics = loader.statistics(1)
     lines = [f"{name}: {_size(loader)}"]
     batch = next(iter(loader.epoch(1)), None)
     if batch is None:
@@ -79,15 +83,14 @@ def describe(name: str, loader: Loader | StreamLoader, lengths: np.ndarray, what
             lines.append(f"    {stream} {tuple(np.shape(part))} {getattr(part, 'dtype', 'text')}: {shown} ...")
     if len(lengths):
         lines += histogram(lengths)
-    return [*lines, f"  {summary(loader, what)}", *(f"  {warning}" for warning in statistics["warnings"])]
+    return [*lines, f"  {summary(statistics, what)}", *(f"  {warning}" for warning in statistics["warnings"])]
 
 
-def summary(loader: Loader | StreamLoader, what: str) -> str:
+def summary(statistics: Mapping[str, Any], what: str) -> str:
     """Batches, sequences, frames and padding in a line."""
-    found = loader.statistics(1)
-    batches = f"{found['num_batches']} batch{'es' if found['num_batches'] != 1 else ''}"
-    frames = f"{found['num_frames']} frames, {100 * found['padding_fraction']:.1f}% padding"
-    return f"{what}: {batches}, {found['num_seqs']} sequences, {frames}"
+    batches = f"{statistics['num_batches']} batch{'es' if statistics['num_batches'] != 1 else ''}"
+    frames = f"{statistics['num_frames']} frames, {100 * statistics['padding_fraction']:.1f}% padding"
+    return f"{what}: {batches}, {statistics['num_seqs']} sequences, {frames}"
 
 
 def _size(loader: Loader | StreamLoader) -> str:

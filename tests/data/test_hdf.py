@@ -262,9 +262,9 @@ def test_file_cut_while_in_use(tmp_path):
 def test_cache_is_bounded(tmp_path, monkeypatch):
     write(tmp_path / "x.hdf", [1000])  # 12000 + 4000 bytes
     monkeypatch.setattr("returnn_hydra.data.hdf.available_memory", lambda: 50_000)
-    assert not HDFDataset(tmp_path / "x.hdf", cache="auto").is_cached
-    assert HDFDataset(tmp_path / "x.hdf", cache="auto", cache_fraction=0.5).is_cached
-    assert HDFDataset(tmp_path / "x.hdf", cache="ram").is_cached
+    assert not HDFDataset(tmp_path / "x.hdf", cache="auto").is_block_copy
+    assert HDFDataset(tmp_path / "x.hdf", cache="auto", cache_fraction=0.5).is_block_copy
+    assert HDFDataset(tmp_path / "x.hdf", cache="ram").is_block_copy
     monkeypatch.setattr("returnn_hydra.data.hdf.available_memory", lambda: 10_000)
     with pytest.raises(DataError, match=r"x.hdf ...: cache=ram needs 0.0 GiB"):
         HDFDataset(tmp_path / "x.hdf", cache="ram")

@@ -20,7 +20,7 @@ from returnn_hydra.config.json_config import parse_json_config
 from returnn_hydra.config.line_config import parse_line_config
 from returnn_hydra.config.literals import parse_literal
 from returnn_hydra.data.dataset import DataError
-from returnn_hydra.data.files import read_data_file
+from returnn_hydra.data.files import read_literal, read_pickle
 from returnn_hydra.data.hdf import HDFDataset
 from returnn_hydra.data.vocab import read_label_ids
 from returnn_hydra.engine.errors import UnsafeNameError
@@ -83,8 +83,8 @@ READERS = {
     "learning_rates": read_learning_rate_file,
     "vocab.txt": read_label_ids,
     "vocab.pkl": read_label_ids,
-    "data.py": read_data_file,
-    "data.pkl": read_data_file,
+    "data.py": read_literal,
+    "data.pkl": read_pickle,
     "lm.arpa": read_arpa,
     "a literal": lambda path: parse_literal(path.read_text(errors="replace")),
     "a JSON config": lambda path: parse_json_config(path.read_text(errors="replace"), str(path)),
