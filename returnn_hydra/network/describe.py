@@ -120,6 +120,8 @@ COLOURS = ("white", "#e8f0fa", "#fdf0e0", "#e9f7e9")
 """Of layers in the outer network, and in networks inside of it."""
 ROW, COLUMN = 0.75, 2.4
 """Inches."""
+HALF_BOX = 0.27
+"""Half of a box's height, in rows."""
 
 
 def draw(infos: list[LayerInfo], path: str | Path) -> None:
@@ -172,7 +174,9 @@ def _arrow(plot: Any, places: dict[str, tuple[float, float]], source: str, targe
     start, end = places.get(source.removeprefix("prev:")), places[target]
     if start is None or start == end:
         return
-    style: dict[str, Any] = {"arrowstyle": "->", "color": "0.55", "shrinkA": 12, "shrinkB": 13}
+    down = HALF_BOX if start[1] < end[1] else -HALF_BOX
+    start, end = (start[0], start[1] + down), (end[0], end[1] - down)  # from edge to edge: no box hides an arrow's head
+    style: dict[str, Any] = {"arrowstyle": "->", "color": "0.55", "shrinkA": 0, "shrinkB": 0}
     if recurrent:
         style |= {"color": "tab:orange", "linestyle": "dashed", "connectionstyle": "arc3,rad=0.3"}
     elif end[1] - start[1] > 1 and abs(end[0] - start[0]) < 0.6:  # around the layers between them
