@@ -240,7 +240,7 @@ class CausalSelfAttention(SelfAttentionBase):
             capacity: RETURNN makes room for so many frames; here the state grows with every step, with the same values.
         """
         axis = Dim(0, name="self_att_expand_dim_init")
-        device = self.qkv.weight.device
+        device = next(self.parameters()).device
         return CausalSelfAttentionState(
             k_accum=zeros([*batch_dims, axis, self.num_heads, self.key_dim_per_head], device=device),
             v_accum=zeros([*batch_dims, axis, self.num_heads, self.value_dim_per_head], device=device),
@@ -422,11 +422,20 @@ class _RelPosParts:
         return emb, dim
 
     def _rel_pos_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, query_dim: Dim, kv_axis: Dim, offset: int, causal: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: tuple[Tensor, Dim],
+        query_dim: Dim,
+        kv_axis: Dim,
+        causal: bool = False,
     ) -> Tensor:
-        emb, pos_dim = self._positions(query_dim, kv_axis, offset, q.device)
-        with_u = q if self.pos_bias_u is None else q + self.pos_bias_u
-        with_v = q if self.pos_bias_v is None else q + self.pos_bias_v
+        emb, pos_dim = positions
+        # Read once: every reading of a parameter with weight_dropout draws anew.
+        bias_u, bias_v = self.pos_bias_u, self.pos_bias_v
+        with_u = q if bias_u is None else q + bias_u
+        with_v = q if bias_v is None else q + bias_v
         content = matmul(with_u, k, reduce=self.key_dim_per_head)
         position = matmul(with_v, emb, reduce=self.key_dim_per_head)
         position = _rel_pos_enc_shift(position, query_dim, pos_dim, kv_axis)
@@ -491,9 +500,10 @@ class RelPosSelfAttention(_RelPosParts, SelfAttentionBase):
         )
 
     def __call__(self, source: Tensor, *, axis: Dim, **_kwargs: Any) -> Tensor:
+        positions = self._positions(axis, axis, 0, source.device)
         q, k, v = self.forward_qkv(source)
         k, v, kv_axis = self._keys_of(k, v, axis)
-        return self._output(self._rel_pos_attention(q, k, v, axis, kv_axis, 0, False))
+        return self._output(self._rel_pos_attention(q, k, v, positions, axis, kv_axis))
 
 
 class RelPosCausalSelfAttention(_RelPosParts, CausalSelfAttention):
@@ -542,4 +552,5 @@ class RelPosCausalSelfAttention(_RelPosParts, CausalSelfAttention):
         q, k, v = self.forward_qkv(source)
         k, v, kv_axis, new_state = self._accumulate(k, v, axis, state)
         offset = kv_axis.get_dim_value() - (1 if axis == single_step_dim else axis.get_dim_value())
-        return self._output(self._rel_pos_attention(q, k, v, axis, kv_axis, offset, True)), new_state
+        positions = self._positions(axis, kv_axis, offset, source.device)
+        return self._output(self._rel_pos_attention(q, k, v, positions, axis, kv_axis, causal=True)), new_state

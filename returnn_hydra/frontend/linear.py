@@ -78,7 +78,9 @@ class Linear(Module):
             raise ValueError(f"Linear: {source} has no dim {self.in_dim}")
         dims = [d for d in source.dims if d != self.in_dim]
         raw = source.copy_compatible_to_dims_raw([*dims, self.in_dim])
-        weight, bias = self.weight.raw_tensor, None if self.bias is None else self.bias.raw_tensor
+        # Read once: every reading of a parameter with weight_dropout draws anew.
+        weight, own_bias = self.weight.raw_tensor, self.bias
+        bias = None if own_bias is None else own_bias.raw_tensor
         autocast = torch.is_autocast_enabled(raw.device.type)
         raw = torch.nn.functional.linear(raw, weight.t(), None if autocast else bias)
         dtype = dtype_name(raw)

@@ -58,7 +58,9 @@ class LayerNorm(Module):
         self.bias = Parameter(_dims(in_dim), initial=0.0) if with_bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = _affine(normalize(x, axis=self.in_dim, epsilon=self.eps), self.scale, self.bias)
+        out = normalize(x, axis=self.in_dim, epsilon=self.eps) * self.scale
+        if self.bias is not None:
+            out = out + self.bias
         return keep_dtype(out, x.dtype)
 
 
@@ -74,7 +76,10 @@ class RMSNorm(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         power = reduce_mean(square(x), axis=self.in_dim)
-        return keep_dtype(_affine(x * rsqrt(power + self.eps), self.scale, self.bias), x.dtype)
+        out = x * rsqrt(power + self.eps) * self.scale
+        if self.bias is not None:
+            out = out + self.bias
+        return keep_dtype(out, x.dtype)
 
 
 class GroupNorm(Module):
@@ -163,7 +168,12 @@ class BatchNorm(Module):
         normalized = combine_bc(source, "sub", mean) * rsqrt(variance + self.eps)
         normalized = normalized.copy_transpose(source.dims)
         normalized.feature_dim = source.feature_dim
-        return _affine(normalized, self.gamma, self.beta)
+        if not (self.use_mask and any(d.need_masking() for d in source.dims)):
+            return _affine(normalized, self.gamma, self.beta)
+        # As RETURNN does with padding: two readings of each parameter, which weight_dropout draws for.
+        if self.gamma is not None:
+            normalized = normalized * self.gamma
+        return normalized if self.beta is None else normalized + self.beta
 
     def _update(self, source: Tensor, axes: list[Dim], mean: Tensor, variance: Tensor) -> None:
         from returnn_hydra.frontend.create import num_elements_of_shape

@@ -34,7 +34,7 @@ class _LstmBase(Module):
     def default_initial_state(self, *, batch_dims: Sequence[Dim]) -> LstmState:
         """Zeros."""
         dims = [*batch_dims, self.out_dim]
-        device = self.ff_weight.device
+        device = next(self.parameters()).device
         return LstmState(
             h=zeros(dims, feature_dim=self.out_dim, device=device),
             c=zeros(dims, feature_dim=self.out_dim, device=device),
@@ -108,9 +108,10 @@ class LSTM(_LstmBase):
         self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, lengths: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         weights = [self.ff_weight.raw_tensor, self.rec_weight.raw_tensor]
-        if self.bias is not None:
-            weights += [self.bias.raw_tensor, torch.zeros_like(self.bias.raw_tensor)]
-        has_bias = self.bias is not None
+        bias = self.bias
+        has_bias = bias is not None
+        if bias is not None:
+            weights += [bias.raw_tensor, torch.zeros_like(bias.raw_tensor)]
         h, c = h.to(x.dtype)[None].contiguous(), c.to(x.dtype)[None].contiguous()
         if lengths is None:
             y, h, c = torch._VF.lstm(x, (h, c), weights, has_bias, 1, 0.0, False, False, False)
@@ -168,8 +169,9 @@ class ZoneoutLSTM(_LstmBase):
     def _run(
         self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, lengths: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        bias = None if self.bias is None else self.bias.raw_tensor
-        inputs = torch.nn.functional.linear(x, self.ff_weight.raw_tensor, bias)
+        inputs = torch.nn.functional.linear(x, self.ff_weight.raw_tensor)
+        if self.bias is not None:
+            inputs = inputs + self.bias.raw_tensor
         frames = []
         for index, frame in enumerate(inputs):
             output, new_h, new_c = self._step(frame, h, c)

@@ -122,6 +122,26 @@ def _scan_with_beams(i):
     return frames[-1]
 
 
+def _with_weight_dropout(make, call):
+    """A module in training, all of whose parameters are drawn for in every reading."""
+    rf.set_random_seed(5)
+    module = make()
+    for part in list(module.modules()):
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if not parameter.auxiliary:
+                rf.weight_dropout(part, name, drop_prob=0.3)
+    torch.manual_seed(3)
+    with rf.get_run_ctx().train_flag_ctx(True):
+        return call(module)
+
+
+def _lstm(i):
+    def call(module):
+        return module(i.x, state=module.default_initial_state(batch_dims=[batch_dim]), spatial_dim=i.t)[0]
+
+    return _with_weight_dropout(lambda: rf.LSTM(i.f, i.c), call)
+
+
 CASES = {name: (lambda i, name=name: getattr(rf, name)(i.x)) for name in UNARY}
 CASES |= {
     name: (lambda i, name=name: getattr(rf, name)(i.p))
@@ -238,6 +258,19 @@ CASES |= {
     "causal_attention_after_state": lambda i: _attention_after_state(i),
     "self_attention_same_axis": lambda i: rf.dot_attention(i.x, i.y, i.p, key_dim=i.f, axis=i.t),
     "conv_other_order": lambda i: _conv(i),
+    "weight_dropout_linear": lambda i: _with_weight_dropout(lambda: rf.Linear(i.f, i.c), lambda m: m(i.x)),
+    "weight_dropout_norm": lambda i: _with_weight_dropout(lambda: rf.BatchNorm(i.f), lambda m: m(i.x)),
+    "weight_dropout_attention": lambda i: _with_weight_dropout(
+        lambda: rf.RelPosSelfAttention(i.f, i.f, key_dim_total=i.f, value_dim_total=i.f, num_heads=2),
+        lambda m: m(i.x, axis=i.t),
+    ),
+    "weight_dropout_learned_positions": lambda i: _with_weight_dropout(
+        lambda: rf.RelPosSelfAttention(
+            i.f, i.f, key_dim_total=i.f, value_dim_total=i.f, num_heads=2, learnable_pos_emb=True
+        ),
+        lambda m: m(i.x, axis=i.t),
+    ),
+    "weight_dropout_lstm": lambda i: _lstm(i),
     "piecewise_linear": lambda i: rf.PiecewiseLinear({-1: 0.0, 0.5: 2.0, 2: 1.0})(i.x),
     "scan_other_dims": lambda i: _scan_with_beams(i),
     "ctc_loss": lambda i: rf.ctc_loss(
