@@ -137,6 +137,14 @@ def test_sweep_has_a_folder_per_override_set(command):
     assert {("optimizer=sgd" in name, "seed=2" in name) for name in folders} == {(a, b) for a in (0, 1) for b in (0, 1)}
 
 
+def test_the_name_of_a_sweep_is_the_folder_of_its_runs(command):
+    assert command("-m", "seed=1,2", "num_epochs=1", "model.hidden_dim=4", "name=mine") == 0
+    found = sorted(path.parent.name for path in Path("outputs/mine").glob("*/scores.jsonl"))
+    assert found == [f"japanese_vowels-blstm,model.hidden_dim=4,seed={seed}" for seed in (1, 2)]
+    assert command("-m", "seed=1,2", "num_epochs=1", "model.hidden_dim=4", "name=own_${seed}") == 0
+    assert all(Path(f"outputs/own_{seed}/scores.jsonl").is_file() for seed in (1, 2))
+
+
 def test_a_failing_job_does_not_stop_the_others(command, capsys):
     assert command("-m", "model.hidden_dim=abc,4", "num_epochs=1") == 2
     assert len(list(Path("outputs").glob("*/scores.jsonl"))) == 1

@@ -91,7 +91,7 @@ def _run(job: Job) -> Any:
     if composed.returnn_config is not None:
         return _run_returnn(job, composed)
     config = finish(composed, job.overrides)
-    folder = RunFolder(_folder(config, job.choices, job.overrides))
+    folder = RunFolder(_folder(config, job, own_folder=OmegaConf.is_interpolation(composed, "name")))
     ranks = Ranks.start(config.values["distributed_timeout"])
     builder = Builder(_allowed(config, job.overrides))
     context = Context.create(config, folder, builder, job.overrides, ranks)
@@ -136,13 +136,20 @@ def _run_returnn(job: Job, composed: DictConfig) -> Any:
     return run_returnn_job(by_key, job.overrides, task, folder, Ranks.start(composed.distributed_timeout))
 
 
-def _folder(config: Composed, choices: dict[str, Any], overrides: list[str]) -> Path:
+def _folder(config: Composed, job: Job, own_folder: bool) -> Path:
+    """The run's folder.
+
+    Args:
+        own_folder: `name` is another one in every job of a sweep.
+    """
     values = config.values
     if values["run"] is not None and values["name"] is None:
         return Path(values["run"])
-    if values["name"] is not None:
-        return Path(values["outputs"]) / _checked(values["name"])
-    return Path(values["outputs"]) / run_name(choices, overrides, DEFAULT_CHOICES)
+    own_name = run_name(job.choices, job.overrides, DEFAULT_CHOICES)
+    if values["name"] is None:
+        return Path(values["outputs"]) / own_name
+    folder = Path(values["outputs"]) / _checked(values["name"])
+    return folder / own_name if job.in_sweep and not own_folder else folder
 
 
 def _checked(name: str) -> str:
