@@ -13,7 +13,9 @@ The corpus (CMU, 1991; http://www.speech.cs.cmu.edu/databases/an4/) has `etc/an4
     train.txt, dev.txt, test.txt                        the transcriptions
     lm.char.arpa, lm.word.arpa, lexicon.txt             Kneser-Ney models and spelled words, of train.txt alone
 
-The features are 80 log-mel energies every 10 ms, without their mean over the utterance, in units of FEATURE_SCALE.
+The features are 40 log-mel energies every 10 ms of the pre-emphasized waveform, with mean 0 and variance 1 over all of
+the speaker's utterances in the file; no labels are needed for that. They are decibels because `log_mel_filterbank`, as
+RETURNN defines it, has a floor that two thirds of AN4's energies are below; here the floor is about where the noise is.
 Everything that is written is a function of the corpus.
 """
 
@@ -24,6 +26,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.audio_file import read_audio
@@ -37,9 +41,10 @@ from returnn_hydra.search.ngram_estimate import estimate_ngrams, write_arpa
 NUM_DEV = 100
 """Utterances of the dev set, as in ESPnet's recipe."""
 SAMPLE_RATE = 16_000
-NUM_MELS = 80
-FEATURE_SCALE = 2.5
-"""About the standard deviation of the log-mel energies."""
+NUM_MELS = 40
+PREEMPHASIS = 0.97
+FLOOR = 5e-5
+"""Smallest energy before the logarithm, of a waveform with peak 1."""
 SPEEDS = (1.0, 0.9, 1.1)
 CHAR_ORDER, WORD_ORDER = 8, 5
 ENDINGS = (".flac", ".sph", ".wav")
@@ -52,6 +57,11 @@ class Utterance:
     tag: str
     file: Path
     text: str
+
+    @property
+    def speaker(self) -> str:
+        """The folder of the audio file."""
+        return self.file.parent.name
 
 
 def read_part(corpus: Path, part: str) -> list[Utterance]:
@@ -81,21 +91,33 @@ def _utterance(corpus: Path, name: str, line: str, list_file: Path) -> Utterance
 
 
 def write_features(path: Path, utterances: Sequence[Utterance], vocab: CharacterVocabulary, speed: float = 1.0) -> None:
-    """An HDF file with the streams `data` (T, 80) and `classes`, the characters."""
+    """An HDF file with the streams `data` (T, 40) and `classes`, the characters."""
     extract = AudioFeatures(
-        features="log_mel_filterbank",
+        features="db_mel_filterbank",
         num_feature_filters=NUM_MELS,
-        norm_mean="per_seq",
-        norm_std_dev=FEATURE_SCALE,
+        feature_options={"min_amp": FLOOR},
+        preemphasis=PREEMPHASIS,
         sample_rate=SAMPLE_RATE,
     )
+    by_speaker: dict[str, list[np.ndarray]] = {}
+    for utterance in utterances:
+        audio, rate = read_audio(utterance.file, str(utterance.file))
+        features = extract(change_speed(audio, speed), rate, seq_tag=utterance.tag)
+        by_speaker.setdefault(utterance.speaker, []).append(features)
+    normalised = {speaker: iter(normalise(features)) for speaker, features in by_speaker.items()}
     specs = {"data": extract.spec, "classes": TensorSpec(vocab=vocab)}
     with HDFWriter(path, specs, overwrite=True) as writer:
         for utterance in utterances:
-            audio, rate = read_audio(utterance.file, str(utterance.file))
             tag = utterance.tag if speed == 1.0 else f"{utterance.tag}-speed{speed}"
-            features = extract(change_speed(audio, speed), rate, seq_tag=tag)
-            writer.write(tag, {"data": features, "classes": vocab.encode(utterance.text)})
+            streams = {"data": next(normalised[utterance.speaker]), "classes": vocab.encode(utterance.text)}
+            writer.write(tag, streams)
+
+
+def normalise(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Every feature with mean 0 and variance 1 over all frames: arrays (T, 40) of one speaker."""
+    frames = np.concatenate(features)
+    mean, scale = frames.mean(0), np.maximum(frames.std(0), 1.0)
+    return [(utterance - mean) / scale for utterance in features]
 
 
 def write_text(target: Path, part: str, utterances: Sequence[Utterance]) -> None:

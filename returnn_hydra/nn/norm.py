@@ -17,7 +17,9 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         if not self.training:  # the stored statistics: no need to pick the real frames
             return super().forward(features.flatten(0, 1)).view_as(features) * mask[:, :, None]
         normed = super().forward(features[mask])
-        return features.new_zeros(features.shape, dtype=normed.dtype).masked_scatter(mask[:, :, None], normed)
+        filled = normed.new_zeros(features.shape)
+        filled[mask] = normed
+        return filled
 
 
 class InputNorm(nn.Module):
