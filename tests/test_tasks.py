@@ -145,6 +145,12 @@ def test_the_name_of_a_sweep_is_the_folder_of_its_runs(command):
     assert all(Path(f"outputs/own_{seed}/scores.jsonl").is_file() for seed in (1, 2))
 
 
+def test_the_name_of_a_sweep_over_a_returnn_config(command):
+    config = Path(__file__).resolve().parents[1] / "docs/examples/returnn_config.py"
+    assert command("-m", f"returnn_config={config}", "seed=1,2", "num_epochs=1", "name=mine") == 0
+    assert len(list(Path("outputs/mine").glob("*seed=[12]*/checkpoints/*.001.pt"))) == 2
+
+
 def test_a_failing_job_does_not_stop_the_others(command, capsys):
     assert command("-m", "model.hidden_dim=abc,4", "num_epochs=1") == 2
     assert len(list(Path("outputs").glob("*/scores.jsonl"))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,12 @@ def _run(job: Job) -> Any:
     if composed.returnn_config is not None:
         return _run_returnn(job, composed)
     config = finish(composed, job.overrides)
-    folder = RunFolder(_folder(config, job, own_folder=OmegaConf.is_interpolation(composed, "name")))
+    values = config.values
+    if values["run"] is not None and values["name"] is None:
+        path = Path(values["run"])
+    else:
+        path = _folder(values, run_name(job.choices, job.overrides, DEFAULT_CHOICES), _is_shared(composed, job))
+    folder = RunFolder(path)
     ranks = Ranks.start(config.values["distributed_timeout"])
     builder = Builder(_allowed(config, job.overrides))
     context = Context.create(config, folder, builder, job.overrides, ranks)
@@ -124,32 +130,31 @@ def _run_returnn(job: Job, composed: DictConfig) -> Any:
     keys = [override_key(word) for word in job.overrides]
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
+    by_key = {str(key): value for key, value in values.items()}
     folder = None
-    if composed.name is not None:
-        folder = Path(composed.outputs) / _checked(composed.name)
-    elif job.in_sweep:
+    if composed.name is not None or job.in_sweep:
         files = values["returnn_config"]
         first = Path(files if isinstance(files, str) else files[0])
-        folder = Path(composed.outputs) / run_name({"experiment": first.stem}, job.overrides, DEFAULT_CHOICES)
+        own_name = run_name({"experiment": first.stem}, job.overrides, DEFAULT_CHOICES)
+        folder = _folder(by_key, own_name, _is_shared(composed, job))
     task = job.choices.get("task") if "task" in keys else None
-    by_key = {str(key): value for key, value in values.items()}
     return run_returnn_job(by_key, job.overrides, task, folder, Ranks.start(composed.distributed_timeout))
 
 
-def _folder(config: Composed, job: Job, own_folder: bool) -> Path:
-    """The run's folder.
+def _folder(values: Mapping[str, Any], own_name: str, shared: bool) -> Path:
+    """The folder below `outputs`: the one that `name` says, or `own_name`.
 
     Args:
-        own_folder: `name` is another one in every job of a sweep.
+        own_name: tells the run from others.
+        shared: all runs of a sweep have the same `name`, which is then a folder of folders.
     """
-    values = config.values
-    if values["run"] is not None and values["name"] is None:
-        return Path(values["run"])
-    own_name = run_name(job.choices, job.overrides, DEFAULT_CHOICES)
     if values["name"] is None:
         return Path(values["outputs"]) / own_name
-    folder = Path(values["outputs"]) / _checked(values["name"])
-    return folder / own_name if job.in_sweep and not own_folder else folder
+    return Path(values["outputs"]) / _checked(values["name"]) / (own_name if shared else "")
+
+
+def _is_shared(composed: DictConfig, job: Job) -> bool:
+    return job.in_sweep and not OmegaConf.is_interpolation(composed, "name")
 
 
 def _checked(name: str) -> str:
