@@ -83,7 +83,7 @@ def dot(
     red2: Any = None,
     var1: Any = "__default__",
     var2: Any = "__default__",
-    add_var2_if_empty: bool = False,
+    add_var2_if_empty: bool | None = None,
     use_mask: bool = True,
     debug: bool = False,
 ) -> NamedTensor:
@@ -110,7 +110,7 @@ def dot(
         var_a, var_b = _auto_vars(call, a, b, reduce_a, reduce_b)
     else:
         var_a, var_b = call.axes(a, var1), call.axes(b, var2)
-    if add_var2_if_empty and not var_b:
+    if (old if add_var2_if_empty is None else add_var2_if_empty) and not var_b:
         result = dot_product(call, a, b, reduce_a, reduce_b, var_a, var_b, use_mask)
         new = call.new_feature(1, "var2")
         return result.dense(result.raw.unsqueeze(-1), [*result.axes, new], feature=new)

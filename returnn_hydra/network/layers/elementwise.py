@@ -123,7 +123,7 @@ def combine(
         result = keep(raw.expand([axis.size for axis in template.axes]))
     if with_bias:
         feature = call.feature(result)
-        bias = call.param("bias", (feature.size,), 0.0)
+        bias = call.param("b", (feature.size,), 0.0)
         shape = [axis.size if axis is feature else 1 for axis in result.axes]
         result = result.dense(result.raw + bias.view(shape))
     return activate(result, activation, call.path)

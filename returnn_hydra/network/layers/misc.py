@@ -117,4 +117,8 @@ def cond(call: LayerCall, *, condition: Any, true_layer: dict[str, Any], false_l
     for layer in layers.values():
         sources = layer.get("from", "data")
         layer["from"] = [f"base:{name}" for name in ([sources] if isinstance(sources, str) else sources)]
-    return run_subnetwork(call, layers, {}, output="true" if test else "false")
+    value = run_subnetwork(call, layers, {}, output="true" if test else "false")
+    if call.run.building:  # both have parameters
+        for name in layers:
+            call.scope.children[call.name].get(name)
+    return value

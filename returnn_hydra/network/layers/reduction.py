@@ -223,6 +223,6 @@ def top_k(call: LayerCall, *, axis: Any, k: int, k_dim: Any = None, sorted: bool
     values, indices = torch.topk(x.masked([over], _lowest(x.raw.dtype)), k, x.index(over), sorted=sorted)
     new = static_axis(f"{call.name}:topk", k)
     axes = [new if a is over else a for a in x.axes]
-    feature = new if x.feature is over else x.feature
+    feature = x.feature if x.feature is not over else None  # places by rank are no features
     places = x.like(indices.to(torch.int32), axes, feature=None, sparse_dim=over.size)
     return x.dense(values, axes, feature=feature, parts={"indices": places, "indices0": places})

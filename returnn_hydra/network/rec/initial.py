@@ -50,7 +50,7 @@ class InitialValues:
         if option == "var":
             call = LayerCall(scope, spec)
             size = call.feature(like).size
-            learnt = call.param("initial_output", (size,), 0.0)
+            learnt = call.param(f"init_{spec.name}_var", (size,), 0.0)
             return NamedTensor(learnt, (call.feature(like),), feature=like.feature)
         number = NAMED.get(option, option) if option is not None else 0.0
         if not isinstance(number, (int, float)):
@@ -151,7 +151,8 @@ class InitialValues:
             return None
         seen.add(spec.path)
         sizes = []
-        for source in [*spec.sources, *([spec.options["base"]] if "base" in spec.options else [])]:
+        others = [spec.options.get(option) for option in ("base", "true_from", "false_from")]
+        for source in [*spec.sources, *(other for other in others if isinstance(other, str))]:
             name = str(source).removeprefix("prev:")
             if name in scope.net:
                 sizes.append(self._feature_size(scope, scope.net.spec(name), seen))

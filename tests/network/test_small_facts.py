@@ -1,0 +1,85 @@
+"""Small facts seen live in RETURNN's TensorFlow backend (1.20261022): names of parameters, axes of results, first frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from returnn_hydra.batch import Batch, TensorSpec
+from returnn_hydra.network import NetworkModel
+
+SPECS = {"data": TensorSpec(dim=4)}
+
+
+@pytest.fixture
+def batch() -> Batch:
+    data = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(5))
+    return Batch({"data": data}, {"data": torch.tensor([5, 3])}, ["a", "b"])
+
+
+def layer(cls: str, frm: Any = "data", **options: Any) -> dict[str, Any]:
+    return {"class": cls, "from": frm, **options}
+
+
+def test_bias_of_combine() -> None:
+    model = NetworkModel({"output": layer("combine", ["data", "data"], kind="add", with_bias=True)}, SPECS)
+    assert {name: tuple(p.shape) for name, p in model.tf_parameters().items()} == {"output/b": (4,)}
+
+
+def test_learnt_first_frame() -> None:
+    unit = {
+        "h": layer("linear", ["prev:h", "data:source"], n_out=3, initial_output="var"),
+        "output": layer("copy", "h"),
+    }
+    model = NetworkModel({"output": layer("rec", unit=unit)}, SPECS)
+    assert {name: tuple(p.shape) for name, p in model.tf_parameters().items()} == {
+        "output/rec/h/W": (7, 3), "output/rec/h/b": (3,), "output/rec/h/init_h_var": (3,)
+    }  # fmt: skip
+    assert not model.parameter("output/rec/h/init_h_var").any()
+
+
+@pytest.mark.parametrize(("version", "sizes"), [(0, [2, 5, 1]), (3, [2, 5])])
+def test_dot_without_second_axis(batch: Batch, version: int, sizes: list[int]) -> None:
+    """Up to behaviour version 2, a second source without an own axis leaves one of size 1."""
+    net = {
+        "mean": layer("reduce", mode="mean", axis="T"),
+        "output": layer("dot", ["data", "mean"], red1="F", red2="F", var1="T", var2="T?"),
+    }
+    value = NetworkModel(net, SPECS, behavior_version=version)(batch).outputs["output"].batch_major()
+    assert [axis.size for axis in value.axes] == sizes
+    x = batch["data"].numpy()
+    for row, frames, n in zip(value.raw.numpy(), x, (5, 3), strict=True):
+        np.testing.assert_allclose(row[:n].reshape(n), frames[:n] @ frames[:n].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_places_by_rank_are_no_features(batch: Batch) -> None:
+    value = NetworkModel({"output": layer("top_k", axis="F", k=2)}, SPECS)(batch).outputs["output"]
+    assert value.dim is None and value.axes[-1].size == 2
+
+
+def test_condition_makes_the_parameters_of_both_branches(batch: Batch) -> None:
+    branch = layer("copy", "other")
+    net = {
+        "train": {"class": "train_flag"},
+        "other": layer("linear", n_out=3),
+        "output": layer("cond", [], condition="train", true_layer=layer("linear", n_out=3), false_layer=branch),
+    }
+    model = NetworkModel(net, SPECS)
+    assert {"other/W", "output/true/W"} <= model.tf_parameters().keys()
+    assert model.eval()(batch).outputs["output"].raw.shape == (2, 5, 3)
+
+
+def test_switch_that_keeps_its_last_frame(batch: Batch) -> None:
+    """`prev:output` has the features of the branch that is computed."""
+    unit = {
+        "late": layer("compare", ":i", kind="greater", value=1),
+        "new": layer("combine", ["prev:output", "data:source"], kind="add"),
+        "output": {"class": "switch", "condition": "late", "true_from": "new", "false_from": "prev:output"},
+    }
+    value = NetworkModel({"output": layer("rec", unit=unit)}, SPECS)(batch).outputs["output"].batch_major()
+    expected = batch["data"].clone()
+    expected[:, :2] = 0
+    torch.testing.assert_close(value.raw, expected.cumsum(1))
