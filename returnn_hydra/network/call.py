@@ -98,6 +98,14 @@ class LayerCall:
             raise self.error(f"needs a feature axis, but the input has {list(x.axes)}")
         return x.feature
 
+    def feature_left(self, x: NamedTensor, axes: Sequence[Axis]) -> Axis | None:
+        """The feature axis where only `axes` of x are left: its own, else the last static one, as in RETURNN."""
+        if x.feature is None or x.feature in axes:
+            return x.feature
+        hidden = self.scope.all_hidden
+        static = [a for a in axes if not (a.is_batch_like or a.is_dynamic or a in hidden)]
+        return static[-1] if static else None
+
     def new_feature(self, size: int, name: str = "feature") -> Axis:
         """The feature axis that this layer makes; the same object in every call of one pass."""
         key = (self.path, name, int(size))

@@ -1,4 +1,4 @@
-"""Small facts seen live in RETURNN's TensorFlow backend (1.20261022): names of parameters, axes of results, first frames."""
+"""Small facts seen live in RETURNN's TensorFlow backend (1.20261022): names of parameters, axes, first frames."""
 
 from __future__ import annotations
 
@@ -83,3 +83,35 @@ def test_switch_that_keeps_its_last_frame(batch: Batch) -> None:
     expected = batch["data"].clone()
     expected[:, :2] = 0
     torch.testing.assert_close(value.raw, expected.cumsum(1))
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [
+        layer("reduce", "parts", mode="sum", axis="F"),
+        layer("gather", "parts", position=0, axis="F"),
+        layer("squeeze", "single", axis="F"),
+    ],
+    ids=["reduce", "gather", "squeeze"],
+)
+def test_the_last_static_axis_takes_the_place_of_the_features(batch: Batch, removal: dict[str, Any]) -> None:
+    net = {
+        "parts": layer("split_dims", axis="F", dims=(2, 2)),
+        "single": layer("split_dims", axis="F", dims=(4, 1)),
+        "removed": removal,
+        "output": layer("linear", "removed", n_out=3, activation=None),
+    }
+    model = NetworkModel(net, SPECS)
+    result = model(batch).outputs
+    size = 4 if removal["class"] == "squeeze" else 2
+    assert result["removed"].dim == size and model.parameter("output/W").shape == (size, 3)
+
+
+def test_linear_keeps_the_place_of_the_features(batch: Batch) -> None:
+    """A softmax over time puts the time last; what follows leaves it there."""
+    net = {"weights": layer("softmax_over_spatial"), "output": layer("linear", "weights", n_out=3, activation=None)}
+    model = NetworkModel(net, SPECS)
+    result = model(batch).outputs
+    assert [axis.size for axis in result["output"].axes] == [2, 3, 5]
+    expected = torch.einsum("bft,fo->bot", result["weights"].raw, model.parameter("output/W"))
+    torch.testing.assert_close(result["output"].raw, expected)

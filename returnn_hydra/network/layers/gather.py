@@ -52,8 +52,10 @@ def gather(call: LayerCall, *, position: Any, axis: Any, clip_to_valid: bool = F
     x = call.x
     over = call.axis(x, axis)
     if isinstance(position, int):
-        return x.select(over, position)
-    return pick(call, x, call.layer(position), over, clip_to_valid)
+        picked = x.select(over, position)
+    else:
+        picked = pick(call, x, call.layer(position), over, clip_to_valid)
+    return picked if over is not x.feature else picked.like(picked.raw, feature=call.feature_left(x, picked.axes))
 
 
 @register_layer("gather_nd", refs=("position",))

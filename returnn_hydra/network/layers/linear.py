@@ -17,7 +17,7 @@ from returnn_hydra.network.registry import register_layer
 
 
 def affine(call: LayerCall, x: NamedTensor, size: int, weight: torch.Tensor, bias: torch.Tensor | None) -> NamedTensor:
-    """x W + b over the feature axis, which becomes the last one; class indices select rows of W."""
+    """x W + b over the feature axis; class indices select rows of W."""
     feature = call.new_feature(size)
     if x.feature is None:
         if x.sparse_dim is None:
@@ -28,7 +28,8 @@ def affine(call: LayerCall, x: NamedTensor, size: int, weight: torch.Tensor, bia
         return x.dense(raw, (*x.axes, feature), feature=feature)
     rest = [axis for axis in x.axes if axis is not x.feature]
     raw = F.linear(x.expanded([*rest, x.feature]), weight.t(), bias)
-    return x.dense(raw, (*rest, feature), feature=feature, time=x.time)
+    y = x.dense(raw, (*rest, feature), feature=feature, time=x.time)
+    return y.ordered([feature if axis is x.feature else axis for axis in x.axes])
 
 
 @register_layer("linear", "hidden", "forward", framewise=True)

@@ -93,7 +93,8 @@ def reduce(
             **changes,
         )
     rest = [axis for axis in x.axes if axis not in over]
-    return make(raw.reshape([a.size for a in rest]), rest, **changes)
+    feature = call.feature_left(x, rest) if not changes else None
+    return make(raw.reshape([a.size for a in rest]), rest, feature=feature, **changes)
 
 
 @register_layer("softmax_over_spatial", refs=("start", "window_start", "window_size"))

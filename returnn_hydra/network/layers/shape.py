@@ -158,7 +158,7 @@ def squeeze(
     if not found or any(a.size != 1 for a in found):
         raise call.error(f"axis {axis!r} of {list(x.axes)} has not size 1")
     rest = [a for a in x.axes if a not in found]
-    return x.like(x.raw.reshape([a.size for a in rest]), rest)
+    return x.like(x.raw.reshape([a.size for a in rest]), rest, feature=call.feature_left(x, rest))
 
 
 @register_layer("stack", concat=False, framewise=True)
