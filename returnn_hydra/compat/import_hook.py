@@ -48,12 +48,7 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.tensor.marked_dim": f"{_SHIM}.tensor",
     "returnn.forward_iface": f"{_SHIM}.forward_iface",
     "returnn.config": f"{_SHIM}.config",
-    "returnn.Config": f"{_SHIM}.config",
     "returnn.log": f"{_SHIM}.log",
-    "returnn.Log": f"{_SHIM}.log",
-    "returnn.Util": f"{_SHIM}.util",
-    "returnn.HDFDataset": f"{_SHIM}.datasets_hdf",
-    "returnn.GeneratingDataset": f"{_SHIM}.vocabulary",
     "returnn.import_": f"{_SHIM}.import_",
     "returnn.util": f"{_SHIM}.util",
     "returnn.util.basic": f"{_SHIM}.util",
@@ -82,7 +77,6 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.tf.util.data": f"{_SHIM}.tf_data",
     "returnn.datasets": f"{_SHIM}.datasets",
     "returnn.datasets.basic": f"{_SHIM}.datasets",
-    "returnn.Dataset": f"{_SHIM}.datasets",
     "returnn.datasets.postprocessing": f"{_SHIM}.postprocessing",
     "returnn.datasets.hdf": f"{_SHIM}.datasets_hdf",
     "returnn.datasets.util": f"{_SHIM}.datasets_util",
@@ -92,6 +86,31 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.pretrain": f"{_SHIM}.pretrain",
 }
 """RETURNN's module -> ours. Modules that do not exist in this installation are reported when they are imported."""
+
+OLD_NAMES: dict[str, str] = {
+    "Config": "config",
+    "Dataset": "datasets.basic",
+    "CachedDataset2": "datasets.cached2",
+    "EngineBase": "engine.base",
+    "GeneratingDataset": "datasets.generating",
+    "HDFDataset": "datasets.hdf",
+    "HyperParamTuning": "tf.hyper_param_tuning",
+    "LearningRateControl": "learning_rate_control",
+    "LmDataset": "datasets.lm",
+    "Log": "log",
+    "MetaDataset": "datasets.meta",
+    "Pretrain": "pretrain",
+    "TFDataPipeline": "tf.data_pipeline",
+    "TFEngine": "tf.engine",
+    "TFNetwork": "tf.network",
+    "TFNetworkLayer": "tf.layers.basic",
+    "TFNetworkRecLayer": "tf.layers.rec",
+    "Util": "util.basic",
+    "better_exchook": "util.better_exchook",
+    "rnn": "__main__",
+}
+"""Modules before 2020, on their own or below `returnn`, and where they are below `returnn` since then. On their own
+they are answered only where no other module has the name."""
 
 _PREFIXES = {"returnn.frontend.": f"{_FRONTEND}."}
 _STAND_INS = {"tree": f"{_SHIM}.tree"}
@@ -151,6 +170,19 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         target = importlib.import_module(self._ours)
         sys.modules[self._name] = _Facade(self._name, target)
+
+
+class _AliasLoader(importlib.abc.Loader):
+    """Puts a module of RETURNN's under an older name into sys.modules."""
+
+    def __init__(self, name: str, new: str) -> None:
+        self._name, self._new = name, new
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        sys.modules[self._name] = importlib.import_module(self._new)
 
 
 class _MadeLoader(importlib.abc.Loader):
@@ -219,6 +251,9 @@ class _Finder:
     ) -> ModuleSpec | None:
         if name in _STAND_INS and importlib.machinery.PathFinder.find_spec(name) is None:
             return ModuleSpec(name, _Loader(name, _STAND_INS[name]))
+        old = name.removeprefix("returnn.")
+        if old in OLD_NAMES and our_module(name) is None and (old != name or _is_free(name)):
+            return ModuleSpec(name, _AliasLoader(name, f"returnn.{OLD_NAMES[old]}"), is_package=True)
         root = name.partition(".")[0]
         if root not in _ROOTS or (root != "returnn" and _asked_by_a_library()):
             return None
@@ -239,6 +274,11 @@ class _Finder:
         return ModuleSpec(name, _Loader(name, ours), is_package=True)
 
 
+def _is_free(name: str) -> bool:
+    """No other module has this name, and a config asks for it."""
+    return importlib.machinery.PathFinder.find_spec(name) is None and not _asked_by_a_library()
+
+
 def _asked_by_a_library() -> bool:
     """Whether an installed package does the import, and not a config: tensorboard looks for TensorFlow, for example."""
     frame = sys._getframe(1)
@@ -248,7 +288,8 @@ def _asked_by_a_library() -> bool:
 
 
 def _returnn_modules() -> dict[str, types.ModuleType]:
-    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _ROOTS}
+    roots = {*_ROOTS, *(name for name in OLD_NAMES if isinstance(sys.modules.get(name), _Facade))}
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in roots}
 
 
 _finder = _Finder()

@@ -239,3 +239,30 @@ def test_tree_where_it_is_not_installed():
         with pytest.raises(ValueError, match="the structures differ"):
             tree.map_structure(lambda x, y: x, [1, 2], [1, [2]])
     assert importlib.util.find_spec("tree") is not None or "tree" not in sys.modules
+
+
+OLD = {"Util": "hms", "TFUtil": "where_bc", "Pretrain": "WrapEpochValue", "GeneratingDataset": "Vocabulary"}
+
+
+def test_names_of_modules_before_2020():
+    with returnn_imports():
+        for old, attribute in {
+            **OLD,
+            "Log": "log",
+            "TFNetworkLayer": "LayerBase",
+            "TFEngine": "get_global_engine",
+        }.items():
+            assert getattr(importlib.import_module(old), attribute) is not None
+        assert importlib.import_module("returnn.Config").get_global_config is not None
+        assert importlib.import_module("returnn.TFEngine").get_global_engine() is None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("Fsa")
+    assert not {"Util", "Pretrain", "Log", "returnn.Config"} & set(sys.modules)
+
+
+def test_a_users_own_module_comes_before_an_old_name(tmp_path, monkeypatch):
+    (tmp_path / "Util.py").write_text("own = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with returnn_imports():
+        assert importlib.import_module("Util").own == 3
+    assert sys.modules.pop("Util").own == 3

@@ -25,7 +25,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "returnn.datasets.multi_proc": ("MultiProcDataset",),
     "returnn.datasets.lm": ("LmDataset", "TranslationDataset"),
     "returnn.tf.engine": ("Engine", "Runner"),
-    "returnn.TFEngine": ("Engine", "Runner"),
     "returnn.tf.data_pipeline": ("BatchSetGenerator", "FeedDictDataProvider"),
     "returnn.tf.network": ("TFNetwork", "LayerBase", "ExternData"),
     "returnn.tf.layers.base": ("LayerBase", "SearchChoices", "Loss"),
@@ -37,7 +36,6 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "returnn.torch.engine": ("get_global_engine",),
     "returnn.torch.distributed": ("get_ctx",),
     "returnn.tf.engine": ("get_global_engine",),
-    "returnn.TFEngine": ("get_global_engine",),
     "returnn.tf.layers.basic": ("register_layer_class",),
 }
 """Functions that give the object that is active, or tell it something: None, there is no such object here. A layer
@@ -61,6 +59,9 @@ REFUSED: dict[str, dict[str, str]] = {
     "returnn.extern.WarpRna": {"rna_loss": _TRANSDUCER, "is_checked_out": _TRANSDUCER},
     "returnn.extern_private": {},
     "returnn.extern_private.BergerMonotonicRNNT": {"rnnt_loss": _TRANSDUCER},
+    "returnn.tf.hyper_param_tuning": {
+        "HyperParam": "sweep over values with python run.py -m returnn_config=... key=a,b"
+    },
     "returnn.datasets.lm": dict.fromkeys(_CLEANER_NAMES, _CLEANERS),
 }
 """Module to the functions that can't work here, each with what to do instead."""
