@@ -107,6 +107,25 @@ def test_the_last_static_axis_takes_the_place_of_the_features(batch: Batch, remo
     assert result["removed"].dim == size and model.parameter("output/W").shape == (size, 3)
 
 
+def test_output_that_depends_on_itself_has_the_size_of_the_loop(batch: Batch) -> None:
+    """Attention with heads, whose query reads the frame before: only the loop's `n_out` tells how large that is."""
+    unit = {
+        "query": layer("linear", ["data:source", "prev:output"], n_out=2, activation="tanh"),
+        "energy": layer("dot", ["base:parts", "query"], red1="F", red2="F", var1=["T", "dim:3"], var2="T?"),
+        "weights": layer("softmax_over_spatial", "energy"),
+        "att": {"class": "generic_attention", "weights": "weights", "base": "base:parts"},
+        "output": layer("merge_dims", "att", axes="static"),
+    }
+    net = {
+        "wide": layer("linear", n_out=6, activation=None),
+        "parts": layer("split_dims", "wide", axis="F", dims=(3, 2)),
+        "output": layer("rec", unit=unit, n_out=6),
+    }
+    model = NetworkModel(net, SPECS)
+    assert model.parameter("output/rec/query/W").shape == (10, 2)
+    assert model(batch).outputs["output"].dim == 6
+
+
 def test_linear_keeps_the_place_of_the_features(batch: Batch) -> None:
     """A softmax over time puts the time last; what follows leaves it there."""
     net = {"weights": layer("softmax_over_spatial"), "output": layer("linear", "weights", n_out=3, activation=None)}

@@ -147,6 +147,9 @@ class InitialValues:
         call = LayerCall(scope, spec)
         if spec.known.name != "choice" and call.n_out is not None:
             return call.n_out
+        declared = self.rec.owner.options.get("n_out")
+        if scope.net is self.rec.net and spec.name == "output" and isinstance(declared, int):
+            return declared
         if spec.path in seen:
             return None
         seen.add(spec.path)
