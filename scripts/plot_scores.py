@@ -45,6 +45,22 @@ def read_scores(folder: Path, score: str) -> tuple[list[int], list[float]]:
     return epochs, values
 
 
+def usual_score(folder: Path) -> str:
+    """An error rate of dev if there is one, else dev's first score.
+
+    Raises:
+        ValueError: no such run, or it has no score of dev.
+    """
+    file = folder / "scores.jsonl"
+    first = file.read_text().partition("\n")[0] if file.is_file() else ""
+    if not first:
+        raise ValueError(f"{folder}: no scores.jsonl there, so this is no run's folder, or no epoch is done")
+    names = list(json.loads(first)["scores"].get("dev", {}))
+    if not names:
+        raise ValueError(f"{folder}: no scores of dev; say --score DATA/NAME")
+    return f"dev/{next((name for name in names if 'error' in name), names[0])}"
+
+
 def plot(target: Path, folders: Sequence[Path], scores: Sequence[str], log: bool) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for folder in folders:
@@ -64,11 +80,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path, help="file to write (.png, .svg, .pdf)")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--score", action="append", help="default: dev/label_error; may be given several times")
+    parser.add_argument(
+        "--score", action="append", help="default: the error of dev, else its first score; may be given several times"
+    )
     parser.add_argument("--log", action="store_true", help="logarithmic axis")
     arguments = parser.parse_args()
     try:
-        plot(arguments.picture, arguments.runs, arguments.score or ["dev/label_error"], arguments.log)
+        plot(arguments.picture, arguments.runs, arguments.score or [usual_score(arguments.runs[0])], arguments.log)
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

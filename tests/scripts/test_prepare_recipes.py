@@ -116,6 +116,9 @@ def test_picture_of_scores(tmp_path):
     run.mkdir()
     rows = [{"epoch": n, "scores": {"dev": {"ctc": {"sum": 1.0, "count": n, "mean": 1 / n}}}} for n in (1, 2)]
     (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_script("plot_scores.py", tmp_path / "usual.png", run).returncode == 0
+    assert (tmp_path / "usual.png").stat().st_size > 5000
+    assert "no scores.jsonl" in run_script("plot_scores.py", tmp_path / "x.png", tmp_path / "nothing").stderr
     assert run_script("plot_scores.py", tmp_path / "curve.png", run, "--score", "dev/ctc").returncode == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     wrong = run_script("plot_scores.py", tmp_path / "curve.png", run, "--score", "dev/wer")
