@@ -46,6 +46,7 @@ class DatasetConf:
     """Most frames of a batch without padding."""
     buckets: Any = None
     """[[longest length, sequences], ...]: batches of like lengths, instead of batch_size and max_seqs."""
+    bucket_stream: str | None = None
     random_bucket_prob: float = 0.0
     """With this probability a sequence goes to any of the buckets that it fits into."""
     min_seq_length: Any = None

@@ -62,6 +62,8 @@ class Batching:
     buckets: Sequence[tuple[int, int]] | None = None
     """Instead of `batch_size` and `max_seqs`: (longest length, sequences) of each bucket. A sequence goes to the first
     that it fits into, and a full bucket is a batch. Longer sequences are skipped, or an error by `on_too_long`."""
+    bucket_stream: str | None = None
+    """Whose lengths the buckets are of; default: the first stream's."""
     random_bucket_prob: float = 0.0
     """With this probability a sequence goes to any of the buckets that it fits into instead."""
 
@@ -153,7 +155,7 @@ class Batching:
             report = replace(report, num_skipped=num_too_long)
         report = replace(report, num_too_long=num_too_long)
         if self.buckets is not None:
-            order, offsets = self._fill_buckets(next(iter(used.values())), rng or RandomState(epoch))
+            order, offsets = self._fill_buckets(self._bucket_lengths(used), rng or RandomState(epoch))
             entries = entries[order]
             starts, ends = ({k: v[order] for k, v in values.items()} for values in (starts, ends))
         else:
@@ -162,10 +164,16 @@ class Batching:
 
     def _too_long(self, used: Lengths) -> np.ndarray:
         if self.buckets is not None:
-            return next(iter(used.values())) > max(length for length, _ in self.buckets)
+            return self._bucket_lengths(used) > max(length for length, _ in self.buckets)
         if self.batch_size is None or callable(self.batch_size):
             return np.zeros(len(next(iter(used.values()))), np.bool_)
         return self.most_seqs(used, None) == 0
+
+    def _bucket_lengths(self, used: Lengths) -> np.ndarray:
+        name = next(iter(used)) if self.bucket_stream is None else self.bucket_stream
+        if name not in used:
+            raise ValueError(f"bucket_stream={name!r}: no stream with a time axis (there is: {', '.join(used)})")
+        return used[name]
 
     def _describe_too_long(self, entry: int, entries: np.ndarray, used: Lengths, seq_tag: str | None) -> str:
         name = f"number {entries[entry]}" if seq_tag is None else seq_tag

@@ -125,6 +125,7 @@ def build_loader(
             max_seqs=conf["max_seqs"],
             packed_batch_size=conf["packed_batch_size"],
             buckets=conf["buckets"],
+            bucket_stream=conf["bucket_stream"],
             random_bucket_prob=conf["random_bucket_prob"],
             min_seq_length=conf["min_seq_length"],
             max_seq_length=conf["max_seq_length"],

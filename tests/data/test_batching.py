@@ -264,3 +264,12 @@ def test_linear_time():
 def test_index_out_of_range():
     with pytest.raises(IndexError, match="batch 3 of 3"):
         make([1, 1, 1], max_seqs=1)[3]
+
+
+def test_buckets_of_another_stream():
+    lengths = {"data": np.array([9, 9, 9, 9]), "classes": np.array([1, 5, 2, 9])}
+    batching = Batching(buckets=[(3, 2), (6, 1)], bucket_stream="classes")
+    made = batching.make(np.arange(4), lengths, 1)
+    assert [batch.indices.tolist() for batch in made] == [[1], [0, 2]]
+    with pytest.raises(ValueError, match=r"bucket_stream='words': no stream .*there is: data, classes"):
+        Batching(buckets=[(3, 2)], bucket_stream="words").make(np.arange(4), lengths, 1)

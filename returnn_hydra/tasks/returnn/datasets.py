@@ -100,19 +100,21 @@ def buckets(values: Mapping[str, Any]) -> dict[str, Any]:
     """What `torch_batching` says of the batches.
 
     Raises:
-        ConfigError: it is not RETURNN's BucketOrderingIterDataPipe over the lengths of `data`.
+        ConfigError: it is not RETURNN's BucketOrderingIterDataPipe.
     """
     options = values.get("torch_batching")
     if options is None:
         return {}
-    known = {"class", "buckets", "length_key", "random_bucket_prob", "seed"}
-    expected = {"class": "BucketOrderingIterDataPipe", "length_key": "data"}
-    if options.keys() - known or any(options.get(key) != value for key, value in expected.items()):
+    known = {"class", "buckets", "length_key", "random_bucket_prob", "seed", "monotonic_data_keys"}
+    if options.keys() - known or options.get("class") != "BucketOrderingIterDataPipe" or not options.get("length_key"):
         raise ConfigError(
-            f"torch_batching={options!r}: expected the class BucketOrderingIterDataPipe with the length_key 'data' "
-            "and buckets"
+            f"torch_batching={options!r}: expected the class BucketOrderingIterDataPipe with buckets and a length_key"
         )
-    return {"buckets": options.get("buckets"), "random_bucket_prob": float(options.get("random_bucket_prob", 0.0))}
+    return {
+        "buckets": options.get("buckets"),
+        "bucket_stream": options["length_key"],
+        "random_bucket_prob": float(options.get("random_bucket_prob", 0.0)),
+    }
 
 
 def loader(

@@ -310,6 +310,7 @@ BUCKETS = "torch_batching = {'class': 'BucketOrderingIterDataPipe', 'buckets': [
     ("line", "steps"),
     [
         (BUCKETS + "}", 3),  # 4 7, 10 13 11, 5 8
+        (BUCKETS.replace("'data'", "'classes'") + "}", 3),
         ("packed_batch_size = 20", 4),  # 4 7, 10, 13 5, 8 11
         ("packed_batch_size = {'classes': 20}\nmax_seqs = 1", 7),
     ],
@@ -322,11 +323,11 @@ def test_other_ways_to_make_batches(run, hdf, line, steps):
     assert torch.load("net/model.001.pt", weights_only=True)["step"] == steps
 
 
-@pytest.mark.parametrize("change", [("'data'", "'classes'"), ("Ordering", "Sorting"), ("}", ", 'size': 3}")])
+@pytest.mark.parametrize("change", [("length_key", "key"), ("Ordering", "Sorting"), ("}", ", 'size': 3}")])
 def test_other_torch_batching_is_refused(run, hdf, change):
     text = "train = {'class': 'HDFDataset', 'files': ['a.hdf']}\n" + (BUCKETS + "}\n").replace(*change)
     Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + text)
-    with pytest.raises(ConfigError, match=r"torch_batching=.*BucketOrderingIterDataPipe with the length_key 'data'"):
+    with pytest.raises(ConfigError, match=r"torch_batching=.*BucketOrderingIterDataPipe with buckets and a length_key"):
         run("my.config")
 
 
