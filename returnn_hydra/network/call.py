@@ -48,8 +48,7 @@ class LayerCall:
     @cached_property
     def x(self) -> NamedTensor:
         """All sources concatenated along the feature axis, after dropout."""
-        x = self.concat(self.sources)
-        return self._dropped(x)
+        return self._dropped(self._with_in_dim(self.concat(self.sources)))
 
     def concat(self, sources: Sequence[NamedTensor]) -> NamedTensor:
         if not sources:
@@ -57,6 +56,17 @@ class LayerCall:
         if len(sources) == 1:
             return sources[0]
         return concat_features(sources, self.scope.all_hidden, self.path)
+
+    def _with_in_dim(self, x: NamedTensor) -> NamedTensor:
+        """`in_dim`: which axis has the features."""
+        given = self.options.get("in_dim")
+        size = getattr(given, "dimension", given)
+        if size is None or x.dim == size:
+            return x
+        found = [axis for axis in x.axes if axis.size == size and not (axis.is_dynamic or axis.is_batch_like)]
+        if len(found) != 1:
+            raise self.error(f"in_dim = {given!r} is none, or several, of the axes {list(x.axes)}")
+        return x.like(x.raw, feature=found[0])
 
     def _dropped(self, x: NamedTensor) -> NamedTensor:
         rate = self.options.get("dropout")

@@ -14,8 +14,8 @@ HANDLED = frozenset(
     "register_as_extern_data param_variational_noise param_dropout param_dropout_min_ndim batch_norm".split()
 )
 """Options that the network treats itself."""
-DROPOUT = frozenset("dropout dropout_axis dropout_noise_shape dropout_on_forward".split())
-"""On the concatenated input."""
+DROPOUT = frozenset("dropout dropout_axis dropout_noise_shape dropout_on_forward in_dim".split())
+"""On the concatenated input: dropout, and which of its axes has the features."""
 WITHOUT_EFFECT = frozenset(
     "param_device collocate_with control_dependencies_on_output debug_print_layer_output name _name unroll "
     "out_shape encapsulate".split()

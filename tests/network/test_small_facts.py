@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from returnn_hydra.batch import Batch, TensorSpec
-from returnn_hydra.network import NetworkModel
+from returnn_hydra.network import NetworkError, NetworkModel
 
 SPECS = {"data": TensorSpec(dim=4)}
 
@@ -134,3 +135,22 @@ def test_linear_keeps_the_place_of_the_features(batch: Batch) -> None:
     assert [axis.size for axis in result["output"].axes] == [2, 3, 5]
     expected = torch.einsum("bft,fo->bot", result["weights"].raw, model.parameter("output/W"))
     torch.testing.assert_close(result["output"].raw, expected)
+
+
+@pytest.mark.parametrize("in_dim", [2, 3, SimpleNamespace(dimension=3)])
+def test_in_dim_says_where_the_features_are(batch: Batch, in_dim: Any) -> None:
+    net = {
+        "wide": layer("linear", n_out=6, activation=None),
+        "parts": layer("split_dims", "wide", axis="F", dims=(3, 2)),
+        "output": layer("linear", "parts", n_out=5, activation=None, with_bias=False, in_dim=in_dim),
+    }
+    model = NetworkModel(net, SPECS)
+    result = model(batch).outputs
+    parts, weight = result["parts"].batch_major().raw, model.parameter("output/W")
+    formula = "bthf,fo->btho" if in_dim == 2 else "bthf,ho->btof"
+    torch.testing.assert_close(result["output"].batch_major().raw, torch.einsum(formula, parts, weight))
+
+
+def test_in_dim_that_is_no_axis() -> None:
+    with pytest.raises(NetworkError, match=r"output .* in_dim = 7 is none, or several, of the axes"):
+        NetworkModel({"output": layer("linear", n_out=5, in_dim=7)}, SPECS)
