@@ -240,6 +240,9 @@ def cross_entropy(
         value = -picked
         if label_smoothing:
             value = _smoothed(log_p, labels, label_smoothing, label_smoothing_gaussian)
+            if label_smoothing_gaussian:
+                scores = log_p if logits is None else logits.expanded([*rest, output.feature])
+                value = value + _gradient_of_whole_targets(scores, labels, 1.0 - label_smoothing)
         if focal_loss_factor:
             value = value * (1.0 - picked.exp()) ** focal_loss_factor
     if fake_upper_bound is not None:
@@ -262,12 +265,22 @@ def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float, gaussian: bool) -
     low = smoothing / (size - 1)
     constant = -(confidence * math.log(confidence) + (size - 1) * low * math.log(low + 1e-20))
     if gaussian:
-        classes = torch.arange(size, device=log_p.device, dtype=log_p.dtype)
-        distance = (classes - labels[..., None]) / confidence
-        soft = torch.exp(-0.5 * distance.square()) / (confidence * math.sqrt(2 * math.pi))
-        return -(soft * log_p).sum(-1) - constant
+        return -(_bell(labels, size, confidence, log_p) * log_p).sum(-1) - constant
     picked = log_p.gather(-1, labels[..., None]).squeeze(-1)
     return -(confidence * picked + low * (log_p.sum(-1) - picked)) - constant
+
+
+def _bell(labels: Tensor, size: int, std: float, like: Tensor) -> Tensor:
+    """A normal distribution around the label, over all classes."""
+    distance = (torch.arange(size, device=like.device, dtype=like.dtype) - labels[..., None]) / std
+    return torch.exp(-0.5 * distance.square()) / (std * math.sqrt(2 * math.pi))
+
+
+def _gradient_of_whole_targets(scores: Tensor, labels: Tensor, std: float) -> Tensor:
+    """Zero, with a gradient: the bell does not sum to 1, but TensorFlow gives softmax - target as if it did."""
+    missing = 1.0 - _bell(labels, scores.shape[-1], std, scores).sum(-1)
+    total = torch.logsumexp(scores, -1)
+    return missing * (total - total.detach())
 
 
 @register_loss("sampling_loss")

@@ -83,3 +83,15 @@ def test_synthetic_gradient(batch: Batch) -> None:
     torch.testing.assert_close(weights["below"].grad, torch.einsum("btf,bto->fo", x, predicted))
     signal = 3.0 * 2.0 * (predicted - true) / predicted.numel()
     torch.testing.assert_close(weights["predicted"].grad, torch.einsum("btf,bto->fo", x, signal))
+
+
+def test_gaussian_label_smoothing(batch: Batch) -> None:
+    """The gradient is softmax - target, as TensorFlow's, though the targets do not sum to 1."""
+    options = {"label_smoothing": 0.1, "label_smoothing_gaussian": True}
+    net = {"output": {"class": "softmax", "from": "data", "loss": "ce", "target": "classes", "loss_opts": options}}
+    model = NetworkModel(net, SPECS)
+    model(batch).objective().backward()
+    x, labels = frames(batch)
+    p = torch.softmax(x @ model.parameter("output/W").detach() + model.parameter("output/b").detach(), -1)
+    target = torch.distributions.Normal(labels[:, None].float(), 0.9).log_prob(torch.arange(4.0)).exp()
+    torch.testing.assert_close(model.parameter("output/W").grad, x.t() @ (p - target), rtol=1e-4, atol=1e-5)
