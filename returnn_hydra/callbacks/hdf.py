@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.hdf_writer import HDFWriter
 from returnn_hydra.engine.callback import ForwardCallback, output_path
+from returnn_hydra.engine.files import FileSystem, explain_write
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +42,30 @@ class HDF(ForwardCallback):
         self.output = output
         self.model_outputs = dict(model_outputs)
         self._writer: HDFWriter | None = None
+        self._bytes = 0
 
     def init(self, model: nn.Module) -> None:
         if not self.replace and self.path.exists():
             raise DataError(f"forward_callback.file={self.path}: the file exists")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = HDFWriter(
-            self.path, self.model_outputs or None, input_stream=self.output, overwrite=self.replace
-        )
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = HDFWriter(
+                self.path, self.model_outputs or None, input_stream=self.output, overwrite=self.replace
+            )
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explain_write(FileSystem(), self.path, self._bytes)
 
     def process_seq(self, seq_tag: str, outputs: Mapping[str, np.ndarray]) -> None:
         assert self._writer is not None
         if self.output not in outputs:
             raise DataError(f"{seq_tag}: no output '{self.output}', the forward step gives {sorted(outputs)}")
-        self._writer.write(seq_tag, outputs)
+        self._bytes += sum(array.nbytes for array in outputs.values())
+        with self._explained():
+            self._writer.write(seq_tag, outputs)
 
     def finish(self) -> None:
         assert self._writer is not None
-        self._writer.close()
+        with self._explained():
+            self._writer.close()
         logger.info("Outputs: %s", self.path)

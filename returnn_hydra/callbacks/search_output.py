@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -70,7 +68,7 @@ class SearchOutput(ForwardCallback):
         self.num_best, self.num_worst = num_best, num_worst
         self.word_unit, self.frame_shift = word_unit, frame_shift
         self.error_rates = [ErrorRate(unit) for unit in error_units]
-        self.files = {name: TextFile(output_path(folder, file, f"{data_name}.{name}")) for name in formats}
+        self.files = {name: OutputFile(output_path(folder, file, f"{data_name}.{name}")) for name in formats}
 
     def init(self, model: nn.Module) -> None:
         for name, file in self.files.items():
@@ -80,7 +78,7 @@ class SearchOutput(ForwardCallback):
         hyps = unpack(outputs)
         reference = outputs["reference"].tolist() if "reference" in outputs else None
         for name, file in self.files.items():
-            file.stream.write(self._text(name, seq_tag, hyps, reference))
+            file.write(self._text(name, seq_tag, hyps, reference))
         if reference is not None:
             for error_rate in self.error_rates:
                 error_rate.add(
@@ -89,7 +87,7 @@ class SearchOutput(ForwardCallback):
 
     def finish(self) -> None:
         for name, file in self.files.items():
-            file.stream.write("}\n" if name == "py" else "")
+            file.write("}\n" if name == "py" else "")
             file.commit()
             logger.info("Search results in %s", file.path)
         if any(error_rate.sequences for error_rate in self.error_rates):
@@ -124,27 +122,6 @@ class SearchOutput(ForwardCallback):
             logger.info("%s of '%s': %s", rate.name, self.data_name, rate.total)
             texts[f"{self.data_name}.errors.{rate.unit}.txt"] = rate.report(self.num_worst)
         for name, text in texts.items():
-            file = TextFile(self.folder / name)
+            file = OutputFile(self.folder / name)
             file.open().write(text)
             file.commit()
-
-
-class TextFile:
-    """A text file that gets its name when it is complete; packed if that ends with `.gz`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = OutputFile(path)
-        self.stream: TextIO
-
-    def open(self) -> TextIO:
-        self.stream = self._file.open()
-        if self.path.suffix == ".gz":
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=self.stream.buffer, mtime=0)
-            self.stream = io.TextIOWrapper(packed, encoding="utf8")
-        return self.stream
-
-    def commit(self) -> None:
-        if self.path.suffix == ".gz":
-            self.stream.close()
-        self._file.commit()

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -27,15 +27,13 @@ class Text(ForwardCallback):
     def __init__(self, folder: Path, data_name: str, file: str | None = None) -> None:
         self.path = output_path(folder, file, f"{data_name}.jsonl")
         self._file = OutputFile(self.path)
-        self._stream: TextIO | None = None
 
     def init(self, model: nn.Module) -> None:
-        self._stream = self._file.open()
+        self._file.open()
 
     def process_seq(self, seq_tag: str, outputs: Mapping[str, np.ndarray]) -> None:
-        assert self._stream is not None
         values: dict[str, Any] = {name: array.tolist() for name, array in outputs.items()}
-        self._stream.write(json.dumps({"seq_tag": seq_tag, **values}) + "\n")
+        self._file.write(json.dumps({"seq_tag": seq_tag, **values}) + "\n")
 
     def finish(self) -> None:
         self._file.commit()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.hdf_file import PER_SEQUENCE
+from returnn_hydra.data.hdf_target import HDFTarget
 
 CHUNK_BYTES = 64 << 10
 """A chunk holds whole rows of about so many bytes: small enough for single sequences, large enough for long reads."""
@@ -33,6 +33,7 @@ class HDFWriter:
 
     Raises:
         DataError: the file exists (and not `overwrite`), or a sequence does not fit to those before.
+        OSError: of every method: the disk refused, now or before; nothing remains.
     """
 
     def __init__(
@@ -59,15 +60,26 @@ class HDFWriter:
         self.compression = compression
         self.specs: dict[str, TensorSpec] | None = None
         self._refuse_existing()
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
-        self._claim: int | None = _claim(self._temporary)
-        self._file: h5py.File | None = h5py.File(self._temporary, "w", locking=False)  # it is locked
+        self._target = HDFTarget(self.path)
+        self._file: h5py.File | None = None
         self._tags: dict[str, int] = {}
         self._lengths: dict[str, list[int]] = {}
         self._buffers: dict[str, list[np.ndarray]] = {}
         self._buffered = 0
-        if specs is not None:
-            self._create_streams(dict(specs))
+        with self._or_abort():
+            self._file = h5py.File(self._target, "w")
+            if specs is not None:
+                self._create_streams(dict(specs))
+
+    @contextlib.contextmanager
+    def _or_abort(self) -> Iterator[None]:
+        """After an error of the disk nothing remains."""
+        try:
+            with self._target.checked():
+                yield
+        except OSError:
+            self.abort()
+            raise
 
     def _refuse_existing(self) -> None:
         if self.path.exists() and not self.overwrite:
@@ -109,7 +121,8 @@ class HDFWriter:
             self._buffers[name].append(array)
             self._buffered += array.nbytes
         if self._buffered >= BUFFER_BYTES:
-            self._flush()
+            with self._or_abort():
+                self._flush()
 
     def _create_streams(self, specs: dict[str, TensorSpec]) -> None:
         assert self._file is not None
@@ -184,15 +197,13 @@ class HDFWriter:
         try:
             if self.specs is None:
                 raise DataError(f"{self.path}: no sequence was written, and no specs say what the streams are")
-            self._flush()
-            self._finish(self._file)
-            self._file.close()
+            with self._target.checked():
+                self._flush()
+                self._finish(self._file)
+                self._file.close()
             self._file = None
-            _sync(self._temporary)
             self._refuse_existing()
-            os.replace(self._temporary, self.path)
-            _sync(self.path.parent)
-            self._release()
+            self._target.commit()
         except BaseException:
             self.abort()
             raise
@@ -214,17 +225,10 @@ class HDFWriter:
     def abort(self) -> None:
         """Leave no file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(Exception):  # after an error it can't be completed
+                self._file.close()
             self._file = None
-        if self._claim is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._temporary.unlink()
-            self._release()
-
-    def _release(self) -> None:
-        assert self._claim is not None
-        os.close(self._claim)
-        self._claim = None
+        self._target.discard()
 
     def __enter__(self) -> HDFWriter:
         return self
@@ -294,27 +298,3 @@ def _fixed_width(texts: Sequence[str], least: int = 1) -> np.ndarray:
     """UTF-8 bytes, all as wide as the longest."""
     encoded = [text.encode("utf-8") for text in texts]
     return np.array(encoded, f"S{max([least, *map(len, encoded)])}")
-
-
-def _sync(path: Path) -> None:
-    """Wait until it is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _claim(path: Path) -> int:
-    """A handle of the temporary file that keeps other writers away; what a killed one has left is written over.
-
-    Raises:
-        DataError: another process writes it.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise DataError(f"{path}: another process is writing this file") from error
-    return handle

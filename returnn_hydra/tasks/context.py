@@ -94,7 +94,9 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self.log is not None
-        self.log.close()
+        path = self.folder.log_file
+        with contextlib.suppress(OSError) if error else explain_write(self.folder.disk, path, 0):
+            self.log.close()
 
     def lock(self) -> contextlib.AbstractContextManager[Any]:
         """The run folder's lock, held by the first rank."""
