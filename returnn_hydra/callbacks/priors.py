@@ -11,7 +11,7 @@ from torch import nn
 
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.engine.callback import ForwardCallback, output_path
-from returnn_hydra.engine.files import FileSystem, write_text
+from returnn_hydra.engine.files import FileSystem, explain_write, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Priors(ForwardCallback):
         with np.errstate(divide="ignore"):
             log_priors = np.log(self._sum / self._count)
         disk = FileSystem()
-        disk.make_folder(self.path.parent)
+        with explain_write(disk, self.path, 0):
+            disk.make_folder(self.path.parent)
         write_text(disk, self.path, "".join(f"{value:.18e}\n" for value in log_priors))
         logger.info("Log-priors of %d labels from %d frames: %s", len(log_priors), self._count, self.path)

@@ -10,6 +10,9 @@ from typing import TextIO
 
 from returnn_hydra.engine.files import TEMPORARY, FileSystem, explain_write, sync_folder
 
+BUFFER_BYTES = 1 << 20
+"""Written at once."""
+
 
 class OutputFile:
     """Written as `NAME.tmp` in the same folder; `commit` syncs and renames it. A name that ends with `.gz` is packed.
@@ -33,7 +36,8 @@ class OutputFile:
             self._disk.make_folder(self.path.parent)
             if self._disk.size(self._temporary) is not None:
                 self._disk.unlink(self._temporary)
-            self._file = self._text = os.fdopen(self._disk.create(self._temporary), "w", encoding="utf8")
+            handle = self._disk.create(self._temporary)
+            self._file = self._text = os.fdopen(handle, "w", buffering=BUFFER_BYTES, encoding="utf8")
             if self.path.suffix == ".gz":
                 packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file.buffer, mtime=0)
                 self._text = io.TextIOWrapper(packed, encoding="utf8")

@@ -12,7 +12,7 @@ WORDS = [
 TASKS = {
     "hdf": (["task=forward", "forward_callback=hdf"], "forward.001"),
     "text": (["task=forward", "forward_callback=text"], "forward.001"),
-    "priors": (["task=forward", "forward_callback=priors", "+forward_callback.log_space=true"], "forward.001"),
+    "priors": (["task=forward", "forward_callback=priors"], "forward.001"),
     "search": (["task=search", "search=ctc_best_path"], "search.001"),
     "align": (["task=align", "search=ctc_align"], "align.001"),
     "evaluate": (["task=evaluate"], "."),
