@@ -34,7 +34,7 @@ def finished(folder):
 def outcome(folder):
     """Job to its scores, learning rates and steps, and its parameters."""
     outcomes = {}
-    for job in folder.iterdir():
+    for job in (scores.parent for scores in folder.glob("*/scores.jsonl")):
         records = [json.loads(line) for line in (job / "scores.jsonl").read_text().splitlines()]
         model = torch.load(job / "checkpoints/model.004.pt", weights_only=True)["model"]
         numbers = [[record[key] for key in ("epoch", "learning_rate", "step", "scores")] for record in records]
