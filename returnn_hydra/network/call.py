@@ -200,8 +200,8 @@ class LayerCall:
             if self.run.building:
                 self._note_how_to_copy(f"{self.param_path}/{name}".lstrip("/"), blocks)
         if self.run.train and not self.run.building and not buffer:
-            noise = self.options.get("param_variational_noise") or self.run.user.get("param_variational_noise") or 0
-            rate = self.options.get("param_dropout") or self.run.user.get("param_dropout") or 0
+            noise = self.given("param_variational_noise", self.run.user.get("param_variational_noise") or 0)
+            rate = self.given("param_dropout", self.run.user.get("param_dropout") or 0)
             if noise or rate:
                 parameter = noisy(parameter, noise, rate, self.options.get("param_dropout_min_ndim") or 0)
         return parameter
@@ -278,6 +278,11 @@ class LayerCall:
         """Let go of the sources."""
         for name in ("x", "sources"):
             self.__dict__.pop(name, None)
+
+    def given(self, option: str, default: Any) -> Any:
+        """The layer's option, also if it is 0 or False; where it is None or missing, the default."""
+        value = self.options.get(option)
+        return default if value is None else value
 
     def error(self, message: str) -> NetworkError:
         return NetworkError(f"{self.path} (class {self.spec.known.name!r}): {message}")

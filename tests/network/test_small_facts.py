@@ -154,3 +154,18 @@ def test_in_dim_says_where_the_features_are(batch: Batch, in_dim: Any) -> None:
 def test_in_dim_that_is_no_axis() -> None:
     with pytest.raises(NetworkError, match=r"output .* in_dim = 7 is none, or several, of the axes"):
         NetworkModel({"output": layer("linear", n_out=5, in_dim=7)}, SPECS)
+
+
+@pytest.mark.parametrize("option", ["param_variational_noise", "param_dropout"])
+@pytest.mark.parametrize(("own", "disturbed"), [({}, True), ({"value": None}, True), ({"value": 0}, False)])
+def test_a_layer_switches_noise_on_parameters_off(
+    batch: Batch, option: str, own: dict[str, Any], disturbed: bool
+) -> None:
+    """The config's value holds for layers that say nothing, not for one that says 0."""
+    options = {option: own["value"]} if own else {}
+    net = {"output": layer("linear", n_out=3, **options)}
+    model = NetworkModel(net, SPECS, options={option: 0.5})
+    quiet = model.eval()(batch).outputs["output"].raw
+    torch.manual_seed(1)
+    noisy = model.train()(batch).outputs["output"].raw
+    assert torch.equal(quiet, noisy) is not disturbed

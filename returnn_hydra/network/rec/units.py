@@ -67,21 +67,16 @@ class _Stepwise:
         return torch.stack(outputs), state
 
 
-def _given(call: LayerCall, option: str, default: Any) -> Any:
-    value = call.options.get(option)
-    return default if value is None else value
-
-
 class NativeLstm(_Stepwise):
     """c = sigma(f) c + sigma(i) tanh(z), h = sigma(o) tanh(c); columns of W in the order z, i, f, o; no forget bias."""
 
     def __init__(self, call: LayerCall, size_in: int, size: int, weights_init: Any, options: dict[str, Any]) -> None:
         self.size = size
         gates = [size] * 4
-        recurrent_init = _given(call, "recurrent_weights_init", weights_init)
+        recurrent_init = call.given("recurrent_weights_init", weights_init)
         self.weight = call.param("rec/W", (size_in, 4 * size), weights_init, blocks=[[size_in], gates])
         self.recurrent = call.param("rec/W_re", (size, 4 * size), recurrent_init, blocks=[[size], gates])
-        self.bias = call.param("rec/b", (4 * size,), _given(call, "bias_init", 0.0), blocks=[gates])
+        self.bias = call.param("rec/b", (4 * size,), call.given("bias_init", 0.0), blocks=[gates])
         drop = options.pop("rec_weight_dropout", 0.0)
         options.pop("rec_weight_dropout_shape", None)
         options.pop("forget_bias", None)
