@@ -53,7 +53,7 @@ def collate(
             tensors[name] = torch.from_numpy(padded)
         axis = spec.time_axis
         if axis is not None:
-            lengths[name] = torch.tensor([array.shape[axis] for array in arrays], dtype=torch.int64)
+            lengths[name] = torch.from_numpy(np.array([array.shape[axis] for array in arrays], dtype=np.int64))
     for name, spec in specs.items():
         if spec.same_length_as in lengths and name in lengths:
             _check_same_length(name, str(spec.same_length_as), lengths, tags)

@@ -168,25 +168,25 @@ class HDFDataset(Dataset):
         tags = self.seq_tags(wanted)
         names = self.streams if self.read_streams is None else self.read_streams
         if len(self._parts) == 1:
-            return Examples(tags, {name: self._read_stream(0, name, wanted) for name in names})
+            return Examples(tags, {name: self._read_stream(0, name, wanted, tags) for name in names})
         files = np.searchsorted(self._bounds, wanted, "right") - 1
         streams = {}
         for name in names:
             arrays: list[Any] = [None] * len(wanted)
             for file in np.unique(files).tolist():
                 positions = np.nonzero(files == file)[0]
-                parts = self._read_stream(file, name, wanted[positions])
+                parts = self._read_stream(file, name, wanted[positions], [tags[i] for i in positions.tolist()])
                 for position, array in zip(positions.tolist(), parts, strict=True):
                     arrays[position] = array
             streams[name] = arrays
         return Examples(tags, streams)
 
-    def _read_stream(self, file: int, name: str, indices: np.ndarray) -> list[np.ndarray]:
+    def _read_stream(self, file: int, name: str, indices: np.ndarray, tags: Sequence[str]) -> list[np.ndarray]:
         """These sequences of one file."""
         if not len(indices):
             return []
         starts, lengths = self._starts[name][indices].tolist(), self._lengths[name][indices].tolist()
-        where = f", stream {name!r}, {len(indices)} sequences from {self.seq_tags(indices[:1])[0]!r} on"
+        where = f", stream {name!r}, {len(indices)} sequences from {tags[0]!r} on"
         with damage_as_error(self._parts[file].path, where):
             rows = self._source(file, name).read(starts, lengths, self._caches.get((file, name)))
         spec = self.streams[name]

@@ -84,16 +84,21 @@ def ahead(batches: Iterator[Batch], prefetch: int, pin_memory: bool) -> Iterator
     if not prefetch:
         yield from batches
         return
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=prefetch)
+    ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    """An entry for every batch that may still be made."""
+    for _ in range(prefetch):
+        room.put(None)
     stop = threading.Event()
 
     def produce() -> None:
         try:
-            for batch in batches:
+            while True:
+                room.get()
+                batch = None if stop.is_set() else next(batches, None)
                 ready.put(batch)
-                if stop.is_set():
+                if batch is None:
                     return
-            ready.put(None)
         except BaseException as error:
             ready.put(error)
 
@@ -103,12 +108,11 @@ def ahead(batches: Iterator[Batch], prefetch: int, pin_memory: bool) -> Iterator
         while (batch := ready.get()) is not None:
             if isinstance(batch, BaseException):
                 raise batch
+            room.put(None)
             yield batch
     finally:
         stop.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                ready.get(timeout=0.05)
+        room.put(None)
         thread.join()
 
 
