@@ -68,10 +68,11 @@ class StoppedRuns(Runs):
             number, code = SIGNALS[stops % len(SIGNALS)]
             stopped = self.stop_before(rng.randrange(5, 25), number)
             self.check(stopped, code)
-            assert RESUMED.findall(stopped.output) == known, stopped
+            too_early = "before the first step" in stopped.output  # perhaps even before the checkpoint was looked for
+            assert RESUMED.findall(stopped.output) in ([known, []] if too_early else [known]), stopped
             if stopped.exit == 0:
                 return stops
-            known = SAVED.findall(stopped.output) or known * ("before the first step" in stopped.output)
+            known = SAVED.findall(stopped.output) or known * too_early
             stops += 1
         raise AssertionError("it does not come to an end")
 
