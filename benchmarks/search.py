@@ -5,12 +5,13 @@
 1. Label-synchronous beam search on a transformer decoder, against the same search with one hypothesis at a time, and
    against one that runs the decoder over all labels so far in every step. All three must find the same.
 2. CTC prefix search on posteriors like those of AN4 (28 characters, 33 frames per second), against real time.
-3. The same posteriors through other decoders, in their own environment.
+3. The same posteriors through other decoders, in their own environment; and which labels are more probable.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import tempfile
 import time
@@ -161,8 +162,14 @@ def ctc(utterances: list[np.ndarray], batch_size: int) -> None:
         print(f"  {name:16} {seconds:8.3f} CPU s   {audio / seconds:8.0f} x faster than real time")
 
 
+def log_likelihood(table: np.ndarray, labels: list[int]) -> float:
+    """The exact log p(labels | table), summed over all paths."""
+    args = torch.from_numpy(table)[:, None], torch.tensor([labels]), (len(table),), (len(labels),)
+    return -float(nn.functional.ctc_loss(*args, blank=NUM_CLASSES - 1, reduction="sum"))
+
+
 def peers(utterances: list[np.ndarray], python: str) -> None:
-    """Part 3: `search_peers.py` in another environment; also compares what is found."""
+    """Part 3: `search_peers.py` in another environment; where it finds other labels, which are more probable?"""
     own = CTCPrefixSearch(beam_size=16)
     audio = sum(map(len, utterances)) / FRAMES_PER_SECOND
 
@@ -170,14 +177,24 @@ def peers(utterances: list[np.ndarray], python: str) -> None:
         tables = (torch.from_numpy(table)[None] for table in utterances)
         return [own(Encoded(torch.tensor([table.shape[1]]), None, table))[0][0].labels for table in tables]
 
+    def speed(name: str, seconds: float) -> str:
+        return f"  {name:16} {seconds:8.3f} CPU s   {audio / seconds:8.0f} x faster than real time"
+
     seconds, found = cpu_seconds(one_at_a_time)
     print("CTC, beam 16, one utterance at a time")
-    print(f"  {'returnn-hydra':16} {seconds:8.3f} CPU s   {audio / seconds:8.0f} x faster than real time", flush=True)
+    print(speed("returnn-hydra", seconds), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "posteriors.npz"
-        expected = {f"labels_{i}": np.array(labels) for i, labels in enumerate(found)}
-        np.savez(path, *utterances, **expected)
-        subprocess.run([python, str(Path(__file__).with_name("search_peers.py")), str(path), str(audio)], check=True)
+        tables, results = Path(folder) / "posteriors.npz", Path(folder) / "results.json"
+        np.savez(tables, *utterances)
+        command = [python, str(Path(__file__).with_name("search_peers.py")), str(tables), str(results)]
+        subprocess.run(command, check=True)
+        theirs = json.loads(results.read_text())
+    for name, result in theirs.items():
+        pairs = list(zip(utterances, found, result["labels"], strict=True))
+        gains = [log_likelihood(x, ours) - log_likelihood(x, other) for x, ours, other in pairs if ours != other]
+        better = sum(gain > 0 for gain in gains)
+        print(speed(name, result["seconds"]), end=f"; same labels: {len(pairs) - len(gains)} of {len(pairs)}; ")
+        print(f"of the others ours are more probable in {better}, by {np.median(gains):.2g} (median, log)")
 
 
 def main() -> None:
