@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.hdf import HDFDataset
@@ -108,6 +109,11 @@ def test_digits(tmp_path):
         assert {3, 8} >= set(np.concatenate(first["classes"]).tolist())
     others = HDFDataset(outs[0] / "train.without_ann.txt")
     assert all(tag.startswith("train-bob-") for tag in others.seq_tags(range(len(others))))
+    for file in (ROOT / "conf/datasets").glob("digits_without_*.yaml"):
+        speaker = file.stem.removeprefix("digits_without_")
+        datasets = yaml.safe_load(file.read_text())["datasets"]
+        for name in (datasets[part]["source"]["files"].rsplit("/", 1)[-1] for part in ("train", "dev", "eval")):
+            assert name.replace(speaker, "ann") in names
 
 
 def test_picture_of_scores(tmp_path):
