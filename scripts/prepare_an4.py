@@ -11,7 +11,9 @@ The corpus (CMU, 1991; http://www.speech.cs.cmu.edu/databases/an4/) has `etc/an4
     test.hdf                                            the official test part (an4_test.*), if it is there
     vocab.txt                                           the characters, one per line
     train.txt, dev.txt, test.txt                        the transcriptions
+    train.tags, dev.tags, test.tags                     the names of the utterances in the .hdf files, one per line
     lm.char.arpa, lm.word.arpa, lexicon.txt             Kneser-Ney models and spelled words, of train.txt alone
+    bpe.model, lm.bpe.arpa                              with `--bpe 80`: that many subword units (SentencePiece)
 
 The features are 40 log-mel energies every 10 ms of the pre-emphasized waveform, with mean 0 and variance 1 over all of
 the speaker's utterances in the file; no labels are needed for that. They are decibels because `log_mel_filterbank`, as
@@ -34,7 +36,9 @@ from returnn_hydra.data.audio_file import read_audio
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.hdf_writer import HDFWriter
 from returnn_hydra.data.perturb import change_speed
+from returnn_hydra.data.subword_models import SentencePieceVocabulary
 from returnn_hydra.data.vocab import CharacterVocabulary
+from returnn_hydra.extras import require
 from returnn_hydra.search.ngram import SPACE
 from returnn_hydra.search.ngram_estimate import estimate_ngrams, write_arpa
 
@@ -46,7 +50,7 @@ PREEMPHASIS = 0.97
 FLOOR = 5e-5
 """Smallest energy before the logarithm, of a waveform with peak 1."""
 SPEEDS = (1.0, 0.9, 1.1)
-CHAR_ORDER, WORD_ORDER = 8, 5
+CHAR_ORDER, WORD_ORDER, UNIT_ORDER = 8, 5, 6
 ENDINGS = (".flac", ".sph", ".wav")
 
 
@@ -108,9 +112,17 @@ def write_features(path: Path, utterances: Sequence[Utterance], vocab: Character
     specs = {"data": extract.spec, "classes": TensorSpec(vocab=vocab)}
     with HDFWriter(path, specs, overwrite=True) as writer:
         for utterance in utterances:
-            tag = utterance.tag if speed == 1.0 else f"{utterance.tag}-speed{speed}"
             streams = {"data": next(normalised[utterance.speaker]), "classes": vocab.encode(utterance.text)}
-            writer.write(tag, streams)
+            writer.write(tag_at(utterance, speed), streams)
+
+
+def tag_at(utterance: Utterance, speed: float) -> str:
+    """The sequence's name in the files."""
+    return utterance.tag if speed == 1.0 else f"{utterance.tag}-speed{speed}"
+
+
+def speeds(part: str) -> Sequence[float]:
+    return SPEEDS if part == "train" else SPEEDS[:1]
 
 
 def normalise(features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -122,6 +134,8 @@ def normalise(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def write_text(target: Path, part: str, utterances: Sequence[Utterance]) -> None:
     (target / f"{part}.txt").write_text("".join(f"{utterance.text}\n" for utterance in utterances))
+    tags = [tag_at(utterance, speed) for speed in speeds(part) for utterance in utterances]
+    (target / f"{part}.tags").write_text("".join(f"{tag}\n" for tag in tags))
 
 
 def write_language_models(target: Path, texts: Sequence[str]) -> None:
@@ -133,10 +147,29 @@ def write_language_models(target: Path, texts: Sequence[str]) -> None:
     (target / "lexicon.txt").write_text("".join(f"{word} {' '.join(word)}\n" for word in words))
 
 
+def write_subwords(target: Path, texts: Sequence[str], size: int) -> None:
+    """Byte-pair encoding with `size` units, the unknown one included, and an n-gram model over them."""
+    trainer = require("sentencepiece", extra="text").SentencePieceTrainer
+    trainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(target / "bpe"),
+        model_type="bpe",
+        vocab_size=size,
+        character_coverage=1.0,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    vocab = SentencePieceVocabulary(target / "bpe.model")
+    units = [vocab.to_labels(vocab.encode(text)) for text in texts]
+    write_arpa(estimate_ngrams(units, UNIT_ORDER), target / "lm.bpe.arpa")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="the folder with etc/ and wav/")
     parser.add_argument("target", type=Path, help="folder to write to")
+    parser.add_argument("--bpe", type=int, metavar="UNITS", help="write subword units too (needs the extra `text`)")
     arguments = parser.parse_args()
     corpus, target = arguments.corpus, arguments.target
     target.mkdir(parents=True, exist_ok=True)
@@ -150,11 +183,13 @@ def main() -> None:
     vocab = CharacterVocabulary(labels=labels)
     for part, utterances in parts.items():
         write_text(target, part, utterances)
-        for speed in SPEEDS if part == "train" else SPEEDS[:1]:
+        for speed in speeds(part):
             name = f"{part}.hdf" if speed == 1.0 else f"{part}.speed{speed}.hdf"
             write_features(target / name, utterances, vocab, speed)
             print(f"{name}: {len(utterances)} utterances", flush=True)
     write_language_models(target, train_texts)
+    if arguments.bpe:
+        write_subwords(target, train_texts, arguments.bpe)
 
 
 if __name__ == "__main__":

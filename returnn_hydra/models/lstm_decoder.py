@@ -27,6 +27,8 @@ class LSTMDecoder(nn.Module):
         embedding_dim: M.
         hidden_dim: H; also of the readout.
         attention_dim: A.
+        location_kernel_size: frames around each that its attention sees the weights before of, odd; wide enough for the
+            way from one label to the next.
         dropout: on embeddings and the readout, in training.
         eos_id: sentence end of the vocabulary, also fed as begin; None: a further class, `num_labels`.
     """
@@ -38,6 +40,7 @@ class LSTMDecoder(nn.Module):
         embedding_dim: int = 128,
         hidden_dim: int = 256,
         attention_dim: int = 128,
+        location_kernel_size: int = 15,
         dropout: float = 0.1,
         eos_id: int | None = None,
     ) -> None:
@@ -47,7 +50,9 @@ class LSTMDecoder(nn.Module):
         self.num_labels = num_labels
         self.embedding = nn.Embedding(self.num_classes, embedding_dim)
         self.cell = nn.LSTMCell(embedding_dim + encoder_dim, hidden_dim)
-        self.attention = LocationAwareAttention(hidden_dim, encoder_dim, attention_dim)
+        self.attention = LocationAwareAttention(
+            hidden_dim, encoder_dim, attention_dim, kernel_size=location_kernel_size
+        )
         self.readout = nn.Linear(hidden_dim + embedding_dim + encoder_dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_dim, self.num_classes)
@@ -119,12 +124,17 @@ class LocationAwareAttention(nn.Module):
         attention_dim: A.
         num_filters: channels of the convolution.
         kernel_size: its frames, odd.
+
+    Raises:
+        ValueError: an even kernel.
     """
 
     def __init__(
         self, query_dim: int, memory_dim: int, attention_dim: int, num_filters: int = 16, kernel_size: int = 15
     ) -> None:
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"the kernel over attention weights has {kernel_size} frames: expected an odd number")
         self.query = nn.Linear(query_dim, attention_dim)
         self.key = nn.Linear(memory_dim, attention_dim, bias=False)
         self.conv = nn.Conv1d(1, num_filters, kernel_size, padding=kernel_size // 2, bias=False)

@@ -136,6 +136,25 @@ def test_boundary_label():
 
 
 @torch.no_grad()
+def test_location_kernel():
+    """Where was attended counts as far as the kernel reaches."""
+    torch.manual_seed(4)
+    attention = LSTMDecoder(E, 4, attention_dim=3, location_kernel_size=5).attention
+    keys, mask = attention.project(torch.randn(1, 9, E)), torch.ones(1, 9, dtype=torch.bool)
+    energies = [
+        attention(torch.zeros(1, 256), keys, mask, before).log()[0] for before in (torch.zeros(1, 9), one_hot(4, 9))
+    ]
+    changed = energies[1] - energies[0]
+    assert (changed - changed[0]).abs().gt(1e-4).tolist() == [2 <= frame <= 6 for frame in range(9)]
+    with pytest.raises(ValueError, match="4 frames: expected an odd number"):
+        LSTMDecoder(E, 4, location_kernel_size=4)
+
+
+def one_hot(index, size):
+    return torch.nn.functional.one_hot(torch.tensor([index]), size).float()
+
+
+@torch.no_grad()
 def test_encoder_decoder_alone_equals_in_a_padded_batch(decoder):
     torch.manual_seed(3)
     model = EncoderDecoder(PyramidalBLSTM(5, hidden_dim=E // 2, reductions=[2]), decoder, ctc=True).eval()

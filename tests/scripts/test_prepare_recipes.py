@@ -11,6 +11,9 @@ import yaml
 
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.hdf import HDFDataset
+from returnn_hydra.data.meta import MetaDataset
+from returnn_hydra.data.subword_models import SentencePieceVocabulary
+from returnn_hydra.data.text import LmDataset
 from returnn_hydra.search.ngram import read_arpa
 
 soundfile = pytest.importorskip("soundfile")
@@ -72,6 +75,30 @@ def test_an4(an4, tmp_path):
     assert (out / "lexicon.txt").read_text() == "A A\nB B\nGO G O\n"
     assert set(read_arpa(out / "lm.word.arpa").log_probs[()]) == {"A", "B", "GO", "<s>", "</s>"}
     assert "<space>" in read_arpa(out / "lm.char.arpa").log_probs[()]
+
+
+def test_an4_subwords(an4, tmp_path):
+    pytest.importorskip("sentencepiece")
+    (an4 / "etc/an4_test.transcription").write_text("GO A (test000-x-b)\n")
+    done = run_script("prepare_an4.py", an4, tmp_path, "--bpe", "10")
+    assert done.returncode == 0, done.stderr
+    vocab = SentencePieceVocabulary(tmp_path / "bpe.model")
+    assert vocab.to_labels(vocab.encode("A B GO")) == ["▁A", "▁B", "▁GO"]
+    assert vocab.decode(vocab.encode("GO A")) == "GO A"
+    assert vocab.num_labels == 10
+    assert set(read_arpa(tmp_path / "lm.bpe.arpa").log_probs[()]) == {"▁A", "▁B", "▁GO", "<s>", "</s>"}
+    files = {"train": ["train.hdf", "train.speed0.9.hdf", "train.speed1.1.hdf"], "dev": ["dev.hdf"]}
+    for part, names in files.items():
+        features = HDFDataset([tmp_path / name for name in names])
+        texts = LmDataset([tmp_path / f"{part}.txt"] * len(names), vocab, seq_list_file=tmp_path / f"{part}.tags")
+        joined = MetaDataset(
+            {"features": features, "texts": texts}, {"data": ["features", "data"], "classes": ["texts", "data"]}
+        )
+        everything = range(len(joined))
+        spelled = features.read(everything).streams["classes"]
+        units = joined.read(everything).streams["classes"]
+        letters = (tmp_path / "vocab.txt").read_text().split("\n")
+        assert [vocab.decode(ids) for ids in units] == ["".join(letters[i] for i in ids) for ids in spelled]
 
 
 def test_an4_transcription_of_another_utterance(an4, tmp_path):
