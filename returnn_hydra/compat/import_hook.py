@@ -38,8 +38,20 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.frontend.dropout": f"{_FRONTEND}.rand",
     "returnn.frontend.label_smoothing": f"{_FRONTEND}.gradient",
     "returnn.frontend.cond": f"{_FRONTEND}.loop",
-    "returnn.frontend.dims": f"{_FRONTEND}.create",
-    "returnn.frontend.types": f"{_SHIM}.frontend_types",
+    **{
+        f"returnn.frontend.{name}": _FRONTEND
+        for name in (
+            "backend",
+            "control_flow_ctx",
+            "device",
+            "dims",
+            "dtype",
+            "static_traceable",
+            "tensor_layout",
+            "types",
+        )
+    },
+    "returnn.frontend.stepwise_scheduler": f"{_FRONTEND}.piecewise_linear",
     "returnn.frontend.parametrizations": f"{_FRONTEND}.parametrize",
     "returnn.tensor": f"{_SHIM}.tensor",
     "returnn.tensor.tensor": f"{_SHIM}.tensor",

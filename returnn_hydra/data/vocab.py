@@ -6,7 +6,7 @@ Subword vocabularies are in bpe.py and subword_models.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,7 @@ class Vocabulary:
     Args:
         vocab_file: one label per line; or a dict {label: id} as Python literal, JSON or pickle; maybe packed (.gz).
             In a dict several labels may share an id, e.g. <s> and </s>; then the last of them in the alphabet names it.
-        labels: the labels themselves, instead of a file.
+        labels: the labels themselves, instead of a file; or a function that gives them.
         unknown_label: stands for every word that is not in the vocabulary; None: such a word is an error.
         bos_label, eos_label, pad_label: names (or ids) of the labels with these roles.
         control_symbols: further roles, {role: label}.
@@ -44,7 +44,7 @@ class Vocabulary:
     def __init__(
         self,
         vocab_file: PathLike | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | Callable[[], Sequence[str]] | None = None,
         unknown_label: str | int | None = None,
         bos_label: str | int | None = None,
         eos_label: str | int | None = None,
@@ -62,7 +62,7 @@ class Vocabulary:
             self.labels = [by_id[index] for index in range(len(by_id))]
         else:
             assert labels is not None
-            self.labels = list(labels)
+            self.labels = list(labels() if callable(labels) else labels)
             self._ids = _ids_of_list(self.labels, self.name)
         self.unknown_id = self._role("unknown_label", unknown_label)
         self.bos_id = self._role("bos_label", bos_label)

@@ -3,7 +3,10 @@
 `import returnn.frontend as rf` in a user's config is this module (see `compat/import_hook.py`).
 """
 
-from returnn_hydra.frontend import audio, init, nested
+from collections.abc import Callable
+from typing import Any
+
+from returnn_hydra.frontend import audio, hooks, init, nested
 from returnn_hydra.frontend.ambient import (
     get_default_array_index_dtype,
     get_default_device,
@@ -19,6 +22,15 @@ from returnn_hydra.frontend.ambient import (
     set_default_device_ctx,
     set_default_float_dtype,
     set_default_float_dtype_ctx,
+    use_mask_default,
+)
+from returnn_hydra.frontend.amp import (
+    AmpPolicy,
+    amp_cast_compute,
+    amp_cast_float32,
+    get_amp_policy,
+    set_amp_policy,
+    set_amp_policy_ctx,
 )
 from returnn_hydra.frontend.arrays import (
     complex_as_real,
@@ -105,6 +117,11 @@ from returnn_hydra.frontend.create import (
 )
 from returnn_hydra.frontend.ctc import ctc_best_path
 from returnn_hydra.frontend.dim import Dim, dim_match_priority_when_needed
+from returnn_hydra.frontend.durations import (
+    ctc_durations_from_path,
+    ctc_no_label_loop_blank_durations_from_path,
+    limit_repeats,
+)
 from returnn_hydra.frontend.elementwise import (
     abs,
     add,
@@ -217,7 +234,8 @@ from returnn_hydra.frontend.normalization import (
     RunningMean,
     normalize,
 )
-from returnn_hydra.frontend.parameter import Parameter
+from returnn_hydra.frontend.packed import is_packed, pack, pack_import, packed_flat_content, packed_regap, unpack
+from returnn_hydra.frontend.parameter import Parameter, set_parameter_copy_behavior_ctx
 from returnn_hydra.frontend.parametrize import (
     WeightDropout,
     WeightNoise,
@@ -238,12 +256,14 @@ from returnn_hydra.frontend.rand import (
     dropout,
     dropout_broadcast_default,
     get_random_state,
+    get_static_step_based_seed,
     random,
     random_choice_with_replacement,
     random_choice_without_replacement,
     random_normal,
     random_truncated_normal,
     random_uniform,
+    reset_step_random_state,
     set_random_seed,
     set_random_state,
 )
@@ -279,11 +299,28 @@ from returnn_hydra.frontend.state import LstmState, State
 from returnn_hydra.frontend.tensor import Tensor
 from returnn_hydra.frontend.tensor_array import TensorArray
 from returnn_hydra.frontend.tensor_dict import TensorDict
+from returnn_hydra.frontend.tracing import (
+    TensorLayout,
+    control_flow_ctx,
+    get_current_control_flow_ctx,
+    get_raw_tensor_type,
+    get_tensor_layout,
+    is_backend_raw_tensor_dim_tag_independent,
+    is_static_traceable,
+    select_backend_numpy,
+    select_backend_returnn_layers_tf,
+    select_backend_tf,
+    set_static_traceable,
+    set_static_traceable_ctx,
+)
 
 RawTensorTypes = int | float | bool | complex
+ItemKeyType = Any
+GetModelFunc = StepFunc = Callable[..., Any]
 
 __all__ = [
     "LSTM",
+    "AmpPolicy",
     "BatchNorm",
     "CausalSelfAttention",
     "CausalSelfAttentionState",
@@ -294,8 +331,10 @@ __all__ = [
     "Dim",
     "Embedding",
     "Functional",
+    "GetModelFunc",
     "GroupNorm",
     "GroupNormSpatial",
+    "ItemKeyType",
     "LayerNorm",
     "LearnedRelativePositionalEncoding",
     "Linear",
@@ -320,9 +359,11 @@ __all__ = [
     "SelfAttentionBase",
     "Sequential",
     "State",
+    "StepFunc",
     "Tensor",
     "TensorArray",
     "TensorDict",
+    "TensorLayout",
     "TransposedConv1d",
     "TransposedConv2d",
     "TransposedConv3d",
@@ -331,6 +372,8 @@ __all__ = [
     "ZoneoutLSTM",
     "abs",
     "add",
+    "amp_cast_compute",
+    "amp_cast_float32",
     "assert_",
     "audio",
     "build_dict",
@@ -350,6 +393,7 @@ __all__ = [
     "concat_features",
     "cond",
     "constant",
+    "control_flow_ctx",
     "conv",
     "convert_to_tensor",
     "copy",
@@ -357,8 +401,10 @@ __all__ = [
     "cos",
     "cross_entropy",
     "ctc_best_path",
+    "ctc_durations_from_path",
     "ctc_greedy_decode",
     "ctc_loss",
+    "ctc_no_label_loop_blank_durations_from_path",
     "cum_concat_step",
     "cumsum",
     "dim_match_priority_when_needed",
@@ -382,36 +428,46 @@ __all__ = [
     "gather",
     "gating",
     "gelu",
+    "get_amp_policy",
+    "get_current_control_flow_ctx",
     "get_default_array_index_dtype",
     "get_default_device",
     "get_default_dim_size_device",
     "get_default_float_dtype",
     "get_default_int_dtype",
     "get_random_state",
+    "get_raw_tensor_type",
     "get_run_ctx",
     "get_run_ctx_step",
     "get_selected_backend",
+    "get_static_step_based_seed",
+    "get_tensor_layout",
     "gradient",
     "gradient_checkpoint_scope",
     "greater",
     "greater_equal",
+    "hooks",
     "identity",
     "init",
     "init_forward_step_run_ctx",
     "init_train_step_run_ctx",
     "inner_loop",
+    "is_backend_raw_tensor_dim_tag_independent",
     "is_executing_eagerly",
     "is_finite",
     "is_float_dtype",
     "is_infinite",
     "is_neg_infinite",
+    "is_packed",
     "is_parametrized",
+    "is_static_traceable",
     "label_smoothed_log_prob_gradient",
     "label_smoothing",
     "last_frame_position_of_dim",
     "lerp",
     "less",
     "less_equal",
+    "limit_repeats",
     "linspace_over_dim",
     "log",
     "log1p",
@@ -446,7 +502,11 @@ __all__ = [
     "ones_like",
     "opt_logical_and",
     "opt_logical_or",
+    "pack",
+    "pack_import",
     "pack_padded",
+    "packed_flat_content",
+    "packed_regap",
     "pad",
     "pad_packed",
     "pool",
@@ -486,6 +546,7 @@ __all__ = [
     "replace_dim",
     "replace_dim_v2",
     "reset_run_ctx",
+    "reset_step_random_state",
     "reshape",
     "reverse_sequence",
     "round",
@@ -502,18 +563,26 @@ __all__ = [
     "scatter_mean",
     "search_sorted",
     "select_backend",
+    "select_backend_numpy",
+    "select_backend_returnn_layers_tf",
+    "select_backend_tf",
     "select_backend_torch",
     "selu",
     "sequence_mask",
     "sequential",
+    "set_amp_policy",
+    "set_amp_policy_ctx",
     "set_default_device",
     "set_default_device_ctx",
     "set_default_float_dtype",
     "set_default_float_dtype_ctx",
+    "set_parameter_copy_behavior_ctx",
     "set_random_seed",
     "set_random_state",
     "set_requires_gradient",
     "set_sparse_dim",
+    "set_static_traceable",
+    "set_static_traceable_ctx",
     "shift_left",
     "shift_right",
     "sigmoid",
@@ -545,7 +614,9 @@ __all__ = [
     "top_p_mask",
     "transposed_conv",
     "true_divide",
+    "unpack",
     "unstack",
+    "use_mask_default",
     "weight_dropout",
     "weight_noise",
     "where",

@@ -27,10 +27,16 @@ class Ambient:
     float_dtype: str = "float32"
     behavior_version: int | None = None
     """None: the config did not say."""
+    static_seed: int = 42
     static_rng: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(42))
     """Where the seeds of initial parameters (and of `rf.random(static=True)`) come from, as in RETURNN."""
     options: dict[str, Any] = field(default_factory=dict)
     """Config entries that frontend functions look up: `rf_att_dropout_broadcast` and the like."""
+    parameter_copies: str = "copy_init"
+    """What copies of parameters are: new ones (copy_init) or the same (share)."""
+    amp_policy: Any = None
+    static_traceable: bool = False
+    control_flow_ctx: Any = None
     make_vocab: Callable[[Any], Any] | None = None
     """Makes a vocabulary of a tensor's option dict `vocab`."""
 
@@ -50,6 +56,21 @@ def behavior_at_least(version: int, option: str | None = None) -> bool:
     """
     chosen = ambient.options.get(option) if option is not None else None
     return ambient.behavior >= version if chosen is None else bool(chosen)
+
+
+def use_mask_default(
+    *,
+    default: bool | None = None,
+    default_false_for_behavior_version_up_to: int | None = None,
+    func_name: str | None = None,
+) -> bool | None:
+    """Whether a function masks padding if it is not told: by the config's `rf_use_mask` or `rf_use_mask_<func_name>`,
+    else no up to that behaviour version, else `default`."""
+    for option in ("rf_use_mask", f"rf_use_mask_{func_name}"):
+        if ambient.options.get(option) is not None:
+            return bool(ambient.options[option])
+    last_false = default_false_for_behavior_version_up_to
+    return False if last_false is not None and not behavior_at_least(last_false + 1) else default
 
 
 @contextlib.contextmanager

@@ -198,7 +198,8 @@ def concat_features(*sources: Tensor, allow_broadcast: bool = False) -> Tensor:
         if source.feature_dim is None:
             raise ValueError(f"concat_features: {source} has no feature dim")
         pairs.append((source, source.feature_dim))
-    out, _ = concat(*pairs, allow_broadcast=allow_broadcast)
+    out, out_dim = concat(*pairs, allow_broadcast=allow_broadcast)
+    out.feature_dim = out_dim
     return out
 
 
@@ -228,8 +229,6 @@ def concat(
         raws.append(source.copy_compatible_to_dims_raw(target, unbroadcast=True))
     dims = [*order[:number], out_dim, *order[number:]]
     out = first._new(dims, name="concat")
-    if first.feature_dim is not None and first.feature_dim == first_dim:
-        out.feature_dim = out_dim
     dynamic = any(dim.need_masking() for _, dim in sources[:-1]) and handle_dynamic_dims is not False
     raw = torch.cat(raws, dim=number)
     if dynamic:

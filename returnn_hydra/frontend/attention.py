@@ -303,7 +303,7 @@ class CrossAttention(_Heads):
         return split_dims(self.q(source), axis=self.key_dim_total, dims=[self.num_heads, self.key_dim_per_head])
 
     def __call__(self, q: Tensor, encoder: State) -> Tensor:
-        return self.attention(self.forward_query(q), encoder.k, encoder.v, kv_axis=encoder.kv_axis)
+        return self.attention(q=self.forward_query(q), k=encoder.k, v=encoder.v, kv_axis=encoder.kv_axis)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, kv_axis: Dim) -> Tensor:
         """Attention and output projection."""
@@ -367,6 +367,21 @@ class RotaryPosCausalSelfAttention(CausalSelfAttention):
         return self._causal(_apply_rope(q, own, feat), k, v, axis, kv_axis), new_state
 
 
+def _rel_pos_enc_shift(x: Tensor, axis: Dim, pos_emb_spatial_dim: Dim, hist_dim: Dim) -> Tensor:
+    """(..., query, relative position) -> (..., query, key): entry (i, j) is relative position j - i."""
+    if axis == single_step_dim:
+        out, _ = replace_dim(x, in_dim=pos_emb_spatial_dim, out_dim=hist_dim)
+        return out
+    dims = [*(d for d in x.dims if d not in (axis, pos_emb_spatial_dim)), axis, pos_emb_spatial_dim]
+    raw = x.copy_compatible_to_dims_raw(dims)
+    queries, keys = axis.get_dim_value(), hist_dim.get_dim_value()
+    device = raw.device
+    # The first position is key 0 seen from the last query.
+    index = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None] + queries - 1
+    picked = torch.gather(raw, -1, index.expand(*raw.shape[:-1], keys))
+    return Tensor("rel_shift", dims=[*dims[:-1], hist_dim], dtype=x.dtype, raw_tensor=picked)
+
+
 class _RelPosParts:
     """Relative positions as in Transformer-XL (Dai et al. 2019): parameters and scores.
 
@@ -379,6 +394,8 @@ class _RelPosParts:
     num_heads: Dim
     att_dropout: float
     att_dropout_broadcast: bool
+
+    _rel_shift = staticmethod(_rel_pos_enc_shift)
 
     def _init_positions(
         self, with_linear_pos: bool, with_pos_bias: bool, learnable: bool, clipping: int, per_head: bool,
@@ -438,26 +455,11 @@ class _RelPosParts:
         with_v = q if bias_v is None else q + bias_v
         content = matmul(with_u, k, reduce=self.key_dim_per_head)
         position = matmul(with_v, emb, reduce=self.key_dim_per_head)
-        position = _rel_pos_enc_shift(position, query_dim, pos_dim, kv_axis)
+        position = self._rel_shift(position, query_dim, pos_dim, kv_axis)
         energy = (content + position) * self.key_dim_per_head.get_dim_value() ** -0.5
         if causal and query_dim != single_step_dim:
             energy = where(causal_mask(query_dim, kv_axis, energy), energy, float("-inf"))
         return _attend(energy, v, kv_axis, self.att_dropout, self.att_dropout_broadcast)
-
-
-def _rel_pos_enc_shift(x: Tensor, axis: Dim, pos_emb_spatial_dim: Dim, hist_dim: Dim) -> Tensor:
-    """(..., query, relative position) -> (..., query, key): entry (i, j) is relative position j - i."""
-    if axis == single_step_dim:
-        out, _ = replace_dim(x, in_dim=pos_emb_spatial_dim, out_dim=hist_dim)
-        return out
-    dims = [*(d for d in x.dims if d not in (axis, pos_emb_spatial_dim)), axis, pos_emb_spatial_dim]
-    raw = x.copy_compatible_to_dims_raw(dims)
-    queries, keys = axis.get_dim_value(), hist_dim.get_dim_value()
-    device = raw.device
-    # The first position is key 0 seen from the last query.
-    index = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None] + queries - 1
-    picked = torch.gather(raw, -1, index.expand(*raw.shape[:-1], keys))
-    return Tensor("rel_shift", dims=[*dims[:-1], hist_dim], dtype=x.dtype, raw_tensor=picked)
 
 
 class RelPosSelfAttention(_RelPosParts, SelfAttentionBase):

@@ -308,7 +308,9 @@ def where(cond: Any, true_: Any, false_: Any, *, allow_broadcast_all_sources: bo
     dims = merged_dims((true_, false_, cond))
     raw_true, raw_false = aligned(true_, dims), aligned(false_, dims)
     if not isinstance(raw_true, torch.Tensor) and not isinstance(raw_false, torch.Tensor):
-        dtype = torch_dtype(get_default_float_dtype()) if isinstance(raw_true, float) else None
+        is_float = isinstance(raw_true, float) or isinstance(raw_false, float)
+        dtype = torch.bool if isinstance(raw_true, bool) else torch.int32
+        dtype = torch_dtype(get_default_float_dtype()) if is_float else dtype
         raw_true = torch.as_tensor(raw_true, dtype=dtype, device=cond.raw_tensor.device)
     raw_true, raw_false = _both_tensors(raw_true, raw_false)
     return result_like("where", torch.where(aligned(cond, dims), raw_true, raw_false), dims, (true_, false_, cond))

@@ -11,7 +11,6 @@ from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import gating, identity, relu, silu
 from returnn_hydra.frontend.linear import Linear
 from returnn_hydra.frontend.module import Module
-from returnn_hydra.frontend.parameter import Parameter
 from returnn_hydra.frontend.rand import dropout, dropout_broadcast_default
 from returnn_hydra.frontend.tensor import Tensor
 from returnn_hydra.frontend.tensor_template import NotSpecified
@@ -179,22 +178,5 @@ def make_layers(layer: Any, default: type, sequential: Any, num_layers: int, opt
         layer = build_from_dict(layer, **{k: v for k, v in options.items() if k not in layer})
     elif not callable(layer):
         raise TypeError(f"layer: expected a class, a dict or a module, not {layer!r}")
-    copies = [copy_with_new_init(layer) for _ in range(num_layers)]
+    copies = [copy.deepcopy(layer) for _ in range(num_layers)]
     return sequential(copies)
-
-
-def copy_with_new_init(module: Any) -> Any:
-    """A copy with its own parameters, initialised anew; dims stay the same objects."""
-    new = copy.deepcopy(module)
-    if isinstance(new, Module):
-        _initialise(new)
-    return new
-
-
-def _initialise(module: Module) -> None:
-    """Draw all parameters again, in the order in which the attributes were set: that of RETURNN's copies."""
-    for value in vars(module).values():
-        if isinstance(value, Parameter):
-            value.initial = value.initial
-        elif isinstance(value, Module):
-            _initialise(value)

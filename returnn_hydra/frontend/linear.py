@@ -79,10 +79,11 @@ class Linear(Module):
         dims = [d for d in source.dims if d != self.in_dim]
         raw = source.copy_compatible_to_dims_raw([*dims, self.in_dim])
         # Read once: every reading of a parameter with weight_dropout draws anew.
-        weight, own_bias = self.weight.raw_tensor, self.bias
+        weight = self.weight.copy_compatible_to_dims_raw([self.out_dim_inner, self.in_dim])
+        own_bias = self.bias
         bias = None if own_bias is None else own_bias.raw_tensor
         autocast = torch.is_autocast_enabled(raw.device.type)
-        raw = torch.nn.functional.linear(raw, weight.t(), None if autocast else bias)
+        raw = torch.nn.functional.linear(raw, weight, None if autocast else bias)
         dtype = dtype_name(raw)
         if autocast and bias is not None:
             raw = raw + bias

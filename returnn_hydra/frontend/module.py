@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.hooks import RemovableHandle, setup_post_hook_on_method
 from returnn_hydra.frontend.parameter import Parameter
 
 
@@ -130,32 +131,7 @@ class Module:
     def register_forward_hook(self, hook: Callable[..., Any], *, prepend: bool = False) -> RemovableHandle:
         """Call hook(module, args, kwargs, output) after every call; what it returns (if not None) replaces the
         output."""
-        hooks: list[Callable[..., Any]] = vars(self).setdefault("_forward_hooks", [])
-        hooks.insert(0 if prepend else len(hooks), hook)
-        cls = type(self)
-        if not getattr(cls, "_calls_hooks", False):
-            self.__class__ = type(cls.__name__, (cls,), {"__call__": _call_with_hooks, "_calls_hooks": True})
-        return RemovableHandle(hooks, hook)
-
-
-def _call_with_hooks(self: Module, *args: Any, **kwargs: Any) -> Any:
-    output = type(self).__mro__[1].__call__(self, *args, **kwargs)
-    for hook in vars(self).get("_forward_hooks", []):
-        changed = hook(self, args, kwargs, output)
-        output = output if changed is None else changed
-    return output
-
-
-class RemovableHandle:
-    """Takes a hook off again."""
-
-    def __init__(self, hooks: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        self._hooks, self._hook = hooks, hook
-
-    def remove(self) -> None:
-        """Take it off."""
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
+        return setup_post_hook_on_method(self, "__call__", hook, prepend=prepend)
 
 
 class Functional(Module):

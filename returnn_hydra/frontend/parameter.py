@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from returnn_hydra.frontend.ambient import get_default_device, get_default_float_dtype, is_float_dtype
+from returnn_hydra.frontend.ambient import (
+    ambient,
+    ambient_state,
+    get_default_array_index_dtype,
+    get_default_device,
+    get_default_float_dtype,
+    is_float_dtype,
+)
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.tensor import Tensor, torch_dtype
 
@@ -16,7 +24,7 @@ class Parameter(Tensor):
     """A tensor that belongs to a module.
 
     Args:
-        dims_or_tensor: its dims, or a tensor to take dims and dtype from.
+        dims_or_tensor: its dims, or a tensor of its first values, which gives dims and dtype, too.
         trainable: None: by the dtype and `auxiliary`.
         auxiliary: kept and saved but not learned (a running mean).
         non_critical_for_restore: a checkpoint may lack it.
@@ -40,12 +48,14 @@ class Parameter(Tensor):
         device: str | None = None,
     ) -> None:
         if isinstance(dims_or_tensor, Tensor):
-            dims, dtype, sparse_dim = dims_or_tensor.dims, dims_or_tensor.dtype, dims_or_tensor.sparse_dim
+            initial = dims_or_tensor
+            dims = initial.dims if dims is None else dims
+            dtype, sparse_dim = dtype or initial.dtype, sparse_dim or initial.sparse_dim
         dims = list(dims if dims is not None else dims_or_tensor or ())  # type: ignore[arg-type]
         unknown = [d for d in dims if d.dimension is None]
         if unknown:
             raise ValueError(f"rf.Parameter: dims must have static sizes, {unknown} have none")
-        dtype = dtype or get_default_float_dtype()
+        dtype = dtype or (get_default_array_index_dtype() if sparse_dim else get_default_float_dtype())
         super().__init__("parameter", dims=dims, dtype=dtype, sparse_dim=sparse_dim)
         if raw_tensor is None:
             raw_tensor = torch.zeros(
@@ -116,6 +126,28 @@ class Parameter(Tensor):
             return value.copy_compatible_to_dims_raw(self.dims).detach()
         return torch.as_tensor(value, dtype=self.raw_tensor.dtype, device=self.raw_tensor.device)
 
+    def assign_key(
+        self, axis: Dim | Sequence[Dim], key: Any, key_dim: Dim | Sequence[Dim | None] | None, value: Any
+    ) -> None:
+        """Overwrite the part at `key` of an axis (or at several keys of several axes).
+
+        Args:
+            key: an index or a slice, of ints or scalar tensors.
+            key_dim: the dim of a slice in `value`; None for an index, whose axis `value` lacks.
+        """
+        axes = [axis] if isinstance(axis, Dim) else list(axis)
+        keys = list(key) if isinstance(key, (list, tuple)) else [key]
+        key_dims = list(key_dim) if isinstance(key_dim, (list, tuple)) else [key_dim] * len(keys)
+        raw_keys: list[Any] = [slice(None)] * len(self.dims)
+        dims: list[Dim | None] = list(self.dims)
+        for one, part, dim in zip(axes, keys, key_dims, strict=True):
+            number = self.get_axis_from_description(one)
+            raw_keys[number] = _raw_key(part)
+            dims[number] = dim if isinstance(part, slice) else None  # type: ignore[assignment]
+        with torch.no_grad():
+            raw = value.copy_compatible_to_dims_raw([d for d in dims if d]) if isinstance(value, Tensor) else value
+            self.raw_tensor[tuple(raw_keys)] = raw
+
     def copy_as_parameter(self) -> Parameter:
         """A new parameter with the same dims and kind, 0 everywhere."""
         return Parameter(
@@ -124,7 +156,21 @@ class Parameter(Tensor):
             sparse_dim=self.sparse_dim,
             trainable=self._trainable,
             auxiliary=self._auxiliary,
+            non_critical_for_restore=self.non_critical_for_restore,
+            weight_decay=self.weight_decay,
         )
+
+    def __copy__(self) -> Parameter:
+        """A parameter of the same kind, initialised anew (see `set_parameter_copy_behavior_ctx`)."""
+        if ambient.parameter_copies == "share":
+            return self
+        new = self.copy_as_parameter()
+        new.initial = self.initial
+        return new
+
+    def __deepcopy__(self, memo: Any) -> Parameter:
+        """As a copy: layers that are copied from one layer begin with values of their own."""
+        return self.__copy__()
 
     def to(self, *, device: str | None = None, dtype: str | None = None) -> None:
         """Move in place."""
@@ -133,3 +179,23 @@ class Parameter(Tensor):
         if dtype:
             self.dtype = dtype
         self.raw_tensor = torch.nn.Parameter(moved, requires_grad=self._wants_gradient())
+
+
+def _raw_key(key: Any) -> Any:
+    """A key with numbers in place of tensors."""
+    if isinstance(key, slice):
+        return slice(*(_raw_key(part) for part in (key.start, key.stop, key.step)))
+    return int(key.raw_tensor) if isinstance(key, Tensor) else key
+
+
+@contextlib.contextmanager
+def set_parameter_copy_behavior_ctx(mode: str) -> Iterator[None]:
+    """What copies of modules do with parameters inside the block.
+
+    Args:
+        mode: copy_init: new parameters, initialised anew (the default); share: the same parameters.
+    """
+    if mode not in ("copy_init", "share"):
+        raise ValueError(f"set_parameter_copy_behavior_ctx: unknown mode '{mode}', known are copy_init and share")
+    with ambient_state(parameter_copies=mode):
+        yield

@@ -23,7 +23,18 @@ from returnn_hydra.frontend.tensor import Tensor, torch_dtype
 def set_random_seed(seed: int) -> None:
     """Seed torch's generators, and what initial parameters are drawn from."""
     torch.manual_seed(seed)
-    ambient.static_rng = np.random.RandomState((seed * 5393 + 1187) % 2**31)
+    ambient.static_seed = (seed * 5393 + 1187) % 2**31
+    reset_step_random_state()
+
+
+def reset_step_random_state() -> None:
+    """Draws with `static=True` begin anew."""
+    ambient.static_rng = np.random.RandomState(ambient.static_seed)
+
+
+def get_static_step_based_seed(*, size: Any = None) -> Any:
+    """The next seed for a draw with `static=True`."""
+    return ambient.static_rng.randint(2**31, size=size)
 
 
 def static_generator(device: Any = None) -> torch.Generator | None:
@@ -116,6 +127,7 @@ def _sample(
         if not dtype.is_floating_point:
             if maxval is None:
                 raise ValueError("random: uniform integers need maxval")
+            minval, maxval = (_int_if_free(value) for value in (minval, maxval))
             if isinstance(minval, torch.Tensor) or isinstance(maxval, torch.Tensor):
                 unit = torch.rand(shape, device=device, generator=generator)
                 return (unit * (maxval - minval)).floor().to(dtype) + minval
@@ -132,6 +144,12 @@ def _sample(
     if distribution == "bernoulli":
         return (torch.rand(shape, device=device, generator=generator) < mean).to(dtype)
     raise ValueError(f"random: unknown distribution '{distribution}': uniform, normal, truncated_normal, bernoulli")
+
+
+def _int_if_free(value: Any) -> Any:
+    """A scalar on the CPU as an int: RETURNN draws integers in another way where it had to wait for a device."""
+    is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type == "cpu"
+    return int(value) if is_scalar else value
 
 
 def random_uniform(dims: Sequence[Dim], *, minval: Any = None, maxval: Any = None, **options: Any) -> Tensor:

@@ -81,7 +81,7 @@ class _LstmBase(Module):
         out = Tensor(
             "lstm", dims=[spatial_dim, *out_dims], dtype=source.dtype, feature_dim=self.out_dim, raw_tensor=raw
         )
-        return out.copy_transpose([*batch, spatial_dim, self.out_dim]), new_state
+        return out, new_state
 
     def _flat_lengths(self, dim: Dim, batch: list[Dim], shape: list[int]) -> torch.Tensor | None:
         if not dim.need_masking():

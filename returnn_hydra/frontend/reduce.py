@@ -205,8 +205,8 @@ def moments(
     if compute_dtype is None and is_short and behavior_at_least(32, "rf_moments_float32"):
         compute_dtype = "float32"
     x = cast(x, compute_dtype or x.dtype)
-    # RETURNN masks the mean in any case below behaviour version 31 (measured).
-    mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(31, "rf_moments_use_fixed_masking"))
+    # RETURNN masks the mean in any case below behaviour version 34.
+    mean = reduce_mean(x, axis=axes, use_mask=use_mask or not behavior_at_least(34, "rf_moments_use_fixed_masking"))
     deviation = combine_bc(x, "squared_difference", mean, dim_order=x.dims)
     variance = reduce_mean(deviation, axis=axes, use_mask=use_mask)
     if isinstance(correction, Tensor) or correction != 0:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from returnn_hydra.frontend.dim import Dim
-from returnn_hydra.frontend.tensor_copies import TensorCopies
+from returnn_hydra.frontend.tensor_older import OlderTensorMethods
 from returnn_hydra.frontend.tensor_template import NotSpecified, set_vocab, template_from_options, vocabulary
 
 
@@ -32,7 +32,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-class Tensor(TensorCopies):
+class Tensor(OlderTensorMethods):
     """Values with named axes.
 
     Args:
@@ -51,6 +51,8 @@ class Tensor(TensorCopies):
     """
 
     size_dtype = "int32"
+    packed_dims: Sequence[Dim] | None = None
+    """Of a tensor from `rf.pack`: the dims that were packed."""
     __hash__ = object.__hash__
 
     def __init__(

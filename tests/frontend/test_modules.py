@@ -1,5 +1,7 @@
 """Containers as lists, modules without values, what modules give under autocast."""
 
+import copy
+
 import pytest
 import torch
 
@@ -78,3 +80,71 @@ def test_a_scalar_is_an_output_without_dims():
     rf.init_forward_step_run_ctx()
     rf.constant(2.0, dims=()).mark_as_output("loss")
     assert rf.get_run_ctx().outputs["loss"].dims == ()
+
+
+def test_copies_of_a_layer_begin_with_values_of_their_own():
+    layer = rf.Linear(IN, OUT)
+    layer.bias.initial = 3.0
+    first, second = copy.deepcopy(layer), copy.deepcopy(layer)
+    assert not torch.equal(first.weight.raw_tensor, second.weight.raw_tensor)
+    assert first.in_dim is layer.in_dim
+    assert torch.equal(first.bias.raw_tensor, torch.full((6,), 3.0))
+    with rf.set_parameter_copy_behavior_ctx("share"):
+        assert copy.deepcopy(layer).weight is layer.weight
+        assert copy.copy(layer.weight) is layer.weight
+    assert copy.copy(layer.weight) is not layer.weight
+    with pytest.raises(ValueError, match="copy_init and share"), rf.set_parameter_copy_behavior_ctx("values"):
+        pass
+
+
+def test_a_parameter_begins_with_the_values_of_a_tensor():
+    mean = rf.Parameter(rf.convert_to_tensor([1.0, 2.0, 3.0, 4.0], dims=[IN]), auxiliary=True)
+    assert mean.raw_tensor.tolist() == [1, 2, 3, 4]
+    assert not mean.raw_tensor.requires_grad
+    assert rf.Parameter([], sparse_dim=OUT).dtype == "int32"
+
+
+def test_assignments_to_a_part_of_a_parameter():
+    buffer = rf.Parameter([OUT, IN], auxiliary=True)
+    part = Dim(2, name="part")
+    start = rf.constant(1, dims=(), dtype="int32")
+    buffer.assign_key(axis=OUT, key=slice(start, start + 2), key_dim=part, value=rf.ones([IN, part]))
+    buffer.assign_key(axis=OUT, key=5, key_dim=None, value=rf.constant(2.0, dims=[IN]))
+    buffer.assign_key(axis=[OUT, IN], key=[0, slice(3, None)], key_dim=[None, Dim(1, name="one")], value=7)
+    assert buffer.raw_tensor.sum(1).tolist() == [7, 4, 4, 0, 0, 8]
+
+
+def test_logits_that_share_the_embedding():
+    vocab = Dim(5, name="vocab")
+    decoder = rf.build_from_dict(
+        {"class": "returnn.frontend.decoder.transformer.TransformerDecoder", "num_layers": 1, "num_heads": 2},
+        encoder_dim=None, vocab_dim=vocab, model_dim=IN, share_embedding=True,
+    )  # fmt: skip
+    assert decoder.logits.weight is decoder.input_embedding.weight
+    state = rf_module_to_pt_module(decoder).state_dict()
+    assert state["logits.weight"] is not None  # RETURNN's checkpoints have both names
+    assert state["logits.weight"].data_ptr() == state["input_embedding.weight"].data_ptr()
+    x = rf.convert_to_tensor(torch.randn(3, 4), dims=[Dim(3, name="n"), IN])
+    expected = x.raw_tensor @ decoder.input_embedding.weight.raw_tensor.t()
+    torch.testing.assert_close(decoder.logits(x).raw_tensor, expected)
+
+
+def test_hooks_see_calls_and_change_results():
+    first, second = rf.Linear(IN, OUT), rf.Linear(IN, OUT)
+    x = rf.ones([IN])
+    expected = first(x).raw_tensor
+    seen = []
+    note = first.register_forward_hook(lambda module, args, kwargs, result: seen.append((module, args, kwargs)))
+    double = rf.hooks.setup_post_hook_on_method(first, "__call__", lambda module, args, kwargs, result: result * 2)
+    torch.testing.assert_close(first(x).raw_tensor, expected * 2)
+    assert len(seen) == 1
+    assert seen[0] == (first, (x,), {})
+    second(x)
+    double.remove()
+    note.remove()
+    torch.testing.assert_close(first(x).raw_tensor, expected)
+    assert len(seen) == 1
+    rf.hooks.setup_post_hook_on_method(second, "get_default_name", lambda module, args, kwargs, result: result + "!")
+    assert second.get_default_name() == "linear!"
+    assert first.get_default_name() == "linear"
+    assert names(first) == ["weight", "bias"]

@@ -18,7 +18,7 @@ from returnn_hydra.frontend.layer_options import FeedForward as FeedForward
 from returnn_hydra.frontend.layer_options import FeedForwardGated as FeedForwardGated
 from returnn_hydra.frontend.layer_options import as_dim, make_attention, make_ff, make_layers
 from returnn_hydra.frontend.layer_options import make_norm as make_norm
-from returnn_hydra.frontend.linear import Embedding, Linear, matmul
+from returnn_hydra.frontend.linear import Embedding, Linear
 from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.normalization import LayerNorm
 from returnn_hydra.frontend.positional_encoding import sinusoidal_positional_encoding
@@ -171,8 +171,10 @@ class TransformerDecoder(Module):
             share_embedding = newer and inner == model_dim and input_embedding
         if share_embedding and (self.input_embedding is None or inner != model_dim):
             raise ValueError("TransformerDecoder: share_embedding needs an input embedding of the model's size")
-        self.share_embedding = share_embedding
-        self.logits = None if share_embedding else Linear(model_dim, vocab_dim, with_bias=logits_with_bias)
+        self.logits = Linear(model_dim, vocab_dim, with_bias=logits_with_bias)
+        if share_embedding:
+            assert self.input_embedding is not None
+            self.logits.weight = self.input_embedding.weight
 
     def _make_layers(
         self, num_layers: int, layer: Any, sequential: Any, parts: dict[str, Any], options: dict[str, Any], extra: Any
@@ -214,7 +216,7 @@ class TransformerDecoder(Module):
         if output_only_last_frame and spatial_dim != single_step_dim:
             last = last_frame_position_of_dim(spatial_dim, device=x.device)
             x = gather(x, axis=spatial_dim, indices=last)
-        return self._logits(self.final_layer_norm(x)), new_state
+        return self.logits(self.final_layer_norm(x)), new_state
 
     def _embed(self, source: Tensor, spatial_dim: Dim, position: Tensor) -> Tensor:
         x = self.input_embedding(source) if self.input_embedding is not None else source
@@ -223,14 +225,6 @@ class TransformerDecoder(Module):
         if self.pos_enc is not None:
             x = x + self.pos_enc(spatial_dim=spatial_dim, offset=position, device=x.device)
         return dropout(x, self.input_dropout)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        if self.logits is not None:
-            return self.logits(x)
-        assert self.input_embedding is not None
-        out = matmul(x, self.input_embedding.weight, reduce=self.model_dim)
-        out.feature_dim = self.vocab_dim
-        return out
 
 
 def _make_pos_enc(pos_enc: Any, model_dim: Dim) -> Any:

@@ -1,5 +1,0 @@
-"""returnn.frontend.types"""
-
-from returnn_hydra.frontend import RawTensorTypes
-
-__all__ = ["RawTensorTypes"]
