@@ -16,6 +16,7 @@ from returnn_hydra.engine.output_file import OutputFile
 from returnn_hydra.search.error_rate import ErrorRate
 from returnn_hydra.search.output_format import LabelNames, ctm_lines, jsonl_line, returnn_value
 from returnn_hydra.search.result import Hypothesis, unpack
+from returnn_hydra.usage import UsageError
 
 logger = logging.getLogger(__name__)
 FORMATS = ("py", "txt", "jsonl", "ctm")
@@ -112,7 +113,7 @@ class SearchOutput(ForwardCallback):
         if unit == "label":
             return labels
         if self.vocab is None:
-            raise ValueError(f"error_units: {unit} errors need the text of the labels, and they have no vocab")
+            raise UsageError(f"search_output.error_units: {unit} errors need the labels' text, and they have no vocab")
         return self.vocab.decode(labels)
 
     def _write_errors(self) -> None:

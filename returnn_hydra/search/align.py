@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from returnn_hydra.search.ctc_best_path import blank_class
+from returnn_hydra.usage import UsageError
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def ctc_align(
         seq_tags: names of the sequences, for errors.
 
     Raises:
-        ValueError: a sequence has too few frames for its labels, holds a label that is no class, or no path of its
+        UsageError: a sequence has too few frames for its labels, holds a label that is no class, or no path of its
             labels is possible.
     """
     blank = blank_class(blank, log_probs.shape[-1])
@@ -83,7 +84,7 @@ def ctc_align(
     scores, which = final.gather(1, ends).max(dim=1)
     for name, score in zip(names, scores.tolist(), strict=True):
         if score == -float("inf"):
-            raise ValueError(f"sequence {name}: every CTC path of its labels has probability 0")
+            raise UsageError(f"sequence {name}: every CTC path of its labels has probability 0")
     path = _backward(shifts, lengths, ends.gather(1, which[:, None])[:, 0])  # (B, T) states
     real = path >= 0
     path = path.clamp(min=0)
@@ -129,7 +130,7 @@ def _check(labels: Tensor, inside: Tensor, lengths: Tensor, blank: int, num_clas
     wrong = inside & ((labels < 0) | (labels >= num_classes) | (labels == blank))
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
-        raise ValueError(
+        raise UsageError(
             f"sequence {names[row]}: label {column} is {int(labels[row, column])}; "
             f"expected a class in [0, {num_classes}) other than the blank, {blank}"
         )
@@ -137,4 +138,4 @@ def _check(labels: Tensor, inside: Tensor, lengths: Tensor, blank: int, num_clas
     needed = inside.sum(1) + repeated
     for name, need, have in zip(names, needed.tolist(), lengths.tolist(), strict=True):
         if have < max(need, 1):
-            raise ValueError(f"sequence {name} has {have} frames, but its labels need at least {max(need, 1)}")
+            raise UsageError(f"sequence {name} has {have} frames, but its labels need at least {max(need, 1)}")

@@ -22,9 +22,11 @@ from returnn_hydra.search.search_step import (
     Search,
     SearchStep,
     add_times,
+    check_ctc_output,
     ctc_log_probs,
     language_model_scorer,
 )
+from returnn_hydra.usage import UsageError
 
 
 class CTCBestPath(SearchStep):
@@ -37,6 +39,10 @@ class CTCBestPath(SearchStep):
     def __init__(self, blank: int = -1, **options: Any) -> None:
         super().__init__(**options)
         self.blank = blank
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model has no CTC output."""
+        check_ctc_output(self, model)
 
     def make_search(self, model: nn.Module, encoded: Encoded) -> Search:
         return lambda encoded: ctc_best_path(ctc_log_probs(encoded), encoded.lengths, self.blank)
@@ -56,13 +62,17 @@ class CTCAlign(SearchStep):
         super().__init__(**options)
         self.blank = blank
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model has no CTC output."""
+        check_ctc_output(self, model)
+
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         """
         Raises:
-            ValueError: no target stream, or labels that no path fits; names the sequence.
+            UsageError: no target stream, or labels that no path fits; names the sequence.
         """
         if self.target_key is None or self.target_key not in batch:
-            raise ValueError(f"alignment needs the true labels: target_key={self.target_key} is no stream of the data")
+            raise UsageError(f"alignment needs the true labels: target_key={self.target_key} is no stream of the data")
         labels, label_lengths = batch[self.target_key], batch.lengths[self.target_key]
         encoded = self.encode(model, batch)
         found = ctc_align(ctc_log_probs(encoded), encoded.lengths, labels, label_lengths, self.blank, batch.seq_tags)
@@ -115,6 +125,10 @@ class CTCPrefix(SearchStep):
             "label_reward": label_reward,
         }
         self._search: CTCPrefixSearch | None = None
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model has no CTC output."""
+        check_ctc_output(self, model)
 
     def make_search(self, model: nn.Module, encoded: Encoded) -> Search:
         if self._search is None:

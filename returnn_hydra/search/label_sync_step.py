@@ -13,9 +13,17 @@ from torch import nn
 from returnn_hydra.search.ctc_prefix_scorer import CTCPrefixScorer
 from returnn_hydra.search.label_sync import LabelSyncSearch, LengthNormalization
 from returnn_hydra.search.scorer import CombinedScorer, Encoded, LabelScorer, check_names
-from returnn_hydra.search.search_step import LanguageModelConf, Search, SearchStep, add_times, language_model_scorer
+from returnn_hydra.search.search_step import (
+    LanguageModelConf,
+    Search,
+    SearchStep,
+    add_times,
+    check_ctc_output,
+    language_model_scorer,
+)
 from returnn_hydra.search.step_scorer import DecoderScorer, InternalLanguageModelScorer
 from returnn_hydra.search.transducer_scorer import TransducerScorer
+from returnn_hydra.usage import UsageError
 
 
 class LabelSync(SearchStep):
@@ -71,6 +79,14 @@ class LabelSync(SearchStep):
         }
         self._language_scorers: dict[str, LabelScorer] = {}
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model can't give the scores of all `scorers`."""
+        _labels_of(model)
+        if "ctc" in self.scales or self.with_times:
+            check_ctc_output(self, model)
+        if "ilm" in self.scales and "ilm" not in self.language_models:
+            _check_decoder(model)
+
     def make_search(self, model: nn.Module, encoded: Encoded) -> Search:
         size, bos, eos = _labels_of(model)
         scorers: dict[str, LabelScorer] = {}
@@ -100,12 +116,16 @@ class LabelSync(SearchStep):
 
 
 def _internal_scorer(model: Any, size: int) -> LabelScorer:
+    _check_decoder(model)
+    return InternalLanguageModelScorer(model.decoder, size)
+
+
+def _check_decoder(model: nn.Module) -> None:
     if not hasattr(model, "decoder"):
-        raise ValueError(
+        raise UsageError(
             f"search.scorers.ilm: {type(model).__name__} has no attention decoder; for another internal language model "
             "name a trained one in search.language_models.ilm"
         )
-    return InternalLanguageModelScorer(model.decoder, size)
 
 
 def _labels_of(model: Any) -> tuple[int, int, int]:
@@ -114,6 +134,7 @@ def _labels_of(model: Any) -> tuple[int, int, int]:
         return model.decoder.num_classes, model.bos_id, model.eos_id
     if hasattr(model, "joint"):
         return model.blank_id + 1, model.blank_id, model.blank_id
-    raise ValueError(
-        f"label-synchronous search needs a model with a decoder, or a transducer, not {type(model).__name__}"
+    raise UsageError(
+        f"label-synchronous search needs a model with a decoder, or a transducer, not {type(model).__name__}; for a "
+        "CTC model take search=ctc_best_path or search=ctc_prefix"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from returnn_hydra.search.result import Hypothesis
+from returnn_hydra.usage import UsageError
 
 IMPOSSIBLE = -1e30
 """Stands for a score of minus infinity in files, as in RETURNN."""
@@ -68,11 +69,12 @@ def ctm_lines(
         frame_shift: seconds per frame of the times.
 
     Raises:
-        ValueError: the hypothesis has no times.
+        UsageError: the hypothesis has no times.
     """
     if hyp.times is None:
-        raise ValueError(
-            f"sequence {seq_tag}: CTM needs times, and this search gives none; choose one that does (with_times)"
+        raise UsageError(
+            f"sequence {seq_tag}: CTM needs times, and the search gives none: search.with_times=true makes them, but "
+            "for a hypothesis (or one in its batch) with more labels than a CTC path has room for"
         )
     for word, (start, end) in words_of(vocab.to_labels(hyp.labels), hyp.times, unit):
         yield f"{seq_tag} {channel} {start * frame_shift:.3f} {(end - start) * frame_shift:.3f} {word}"

@@ -23,10 +23,12 @@ from returnn_hydra.search.result import Hypothesis, pack
 from returnn_hydra.search.scorer import Encoded, LabelScorer
 from returnn_hydra.search.step_scorer import LanguageModelScorer
 from returnn_hydra.search.word_lookahead import WordLookahead, WordNgrams
+from returnn_hydra.usage import UsageError, check_call
 
 KENLM = "kenlm:"
 """In front of the path of an n-gram file: KenLM reads it."""
 Search = Callable[[Encoded], list[list[Hypothesis]]]
+CTC_MODELS = "blstm_ctc, conformer_ctc, time_conv_ctc, or an encoder-decoder with ctc=true"
 LanguageModelConf = nn.Module | str | Path | WordNgrams | Mixture
 """A trained language model (with `initial_state`, `step`, `num_classes`, `bos_id`), the path of an n-gram file, a word
 model for characters, or several of them."""
@@ -48,6 +50,9 @@ class SearchStep:
         self.data_key, self.target_key = data_key, target_key
         self.extern_data = extern_data or {}
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the search can't use the model."""
+
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         outputs = pack(self.search_batch(model, batch))
         if self.target_key is not None and self.target_key in batch:
@@ -55,9 +60,19 @@ class SearchStep:
         return outputs
 
     def search_batch(self, model: nn.Module, batch: Batch) -> list[list[Hypothesis]]:
-        """The hypotheses of every sequence, best first."""
+        """The hypotheses of every sequence, best first.
+
+        Raises:
+            UsageError: there is no such search of the model: options, a language model or a lexicon that don't fit.
+        """
         encoded = self.encode(model, batch)
-        return self.make_search(model, encoded)(encoded)
+        try:
+            search = self.make_search(model, encoded)
+        except FileNotFoundError as error:
+            raise UsageError(f"search: {error.filename}: no such file") from error
+        except ValueError as error:
+            raise UsageError(f"search: {error}") from error
+        return search(encoded)
 
     def encode(self, model: nn.Module, batch: Batch) -> Encoded:
         """The encoder's outputs, and CTC log probabilities if the model has them. A model without `encode` is a CTC
@@ -115,6 +130,21 @@ def _times(labels: list[int], log_probs: Tensor, length: Tensor, blank: int) -> 
     target = torch.tensor([labels], dtype=torch.long, device=log_probs.device)
     size = torch.tensor([len(labels)], device=log_probs.device)
     return ctc_align(log_probs[None], length[None], target, size, blank).label_times()[0]
+
+
+def check_ctc_output(step: SearchStep, model: nn.Module) -> None:
+    """Whether a model gives CTC probabilities, by `ctc_logits` or by itself.
+
+    Raises:
+        UsageError: it gives none; names models that do.
+    """
+    if not hasattr(model, "encode"):
+        check_call(step, model, ("features", "lengths"), CTC_MODELS)
+    elif getattr(model, "ctc_logits", None) is None or getattr(model, "ctc_output", model) is None:
+        raise UsageError(
+            f"{type(step).__name__} needs a CTC output, and this {type(model).__name__} has none; models that fit: "
+            f"{CTC_MODELS}"
+        )
 
 
 def ctc_log_probs(encoded: Encoded) -> Tensor:

@@ -12,9 +12,18 @@ from torch import nn
 from returnn_hydra.search.scorer import Encoded, LabelScorer
 from returnn_hydra.search.search_step import LanguageModelConf, Search, SearchStep, language_model_scorer
 from returnn_hydra.search.transducer_search import TransducerBeamSearch, TransducerGreedySearch
+from returnn_hydra.usage import check_attributes
 
 
-class TransducerGreedy(SearchStep):
+class TransducerStep(SearchStep):
+    """Base: a search for models like `returnn_hydra.models.transducer.Transducer`."""
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is no transducer."""
+        check_attributes(self, model, ("encode", "joint", "blank_id"), "transducer")
+
+
+class TransducerGreedy(TransducerStep):
     """Greedy transducer search (see `TransducerGreedySearch`)."""
 
     def __init__(self, max_labels_per_frame: int = 10, **options: Any) -> None:
@@ -25,7 +34,7 @@ class TransducerGreedy(SearchStep):
         return TransducerGreedySearch(model, max_labels_per_frame=self.max_labels_per_frame)  # type: ignore[arg-type]
 
 
-class TransducerBeam(SearchStep):
+class TransducerBeam(TransducerStep):
     """Alignment-length synchronous transducer search (see `TransducerBeamSearch`), with a language model.
 
     Arguments:

@@ -18,6 +18,9 @@ from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.ctc import CTC
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
+from returnn_hydra.usage import UsageError, check_attributes, check_call
+
+DECODER_MODELS = "lstm_attention, transformer_attention"
 
 
 class AttentionCrossEntropy:
@@ -34,6 +37,11 @@ class AttentionCrossEntropy:
         self.data_key = data_key
         self.target_key = target_key
         self.label_smoothing = label_smoothing
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model has no decoder of labels."""
+        check_attributes(self, model, ("decoder", "bos_id", "eos_id"), DECODER_MODELS)
+        check_call(self, model, ("features", "lengths", "labels", "label_lengths"), DECODER_MODELS)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
@@ -77,7 +85,7 @@ class JointCTCAttention(AttentionCrossEntropy):
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         output, targets, lengths = run_decoder(model, batch, self.data_key, self.target_key)
         if output.ctc_logits is None:
-            raise ValueError("the model has no CTC output; set ctc=true in the model")
+            raise UsageError("the model has no CTC output; set ctc=true in the model")
         smoothing = self.label_smoothing if model.training else 0.0
         losses = next_label_losses(output.logits, targets, lengths, smoothing)
         ctc = self.ctc.losses(output.ctc_logits, output.encoder_lengths, batch, with_error=not model.training)

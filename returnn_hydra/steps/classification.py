@@ -9,11 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, sequence_mask
+from returnn_hydra.usage import UsageError, check_call, described
+
+FEATURE_MODELS = "blstm, conformer, transformer, vgg_blstm, blstm_ctc, conformer_ctc, time_conv_ctc, ..."
 
 
 def run_model(model: nn.Module, batch: Batch, data_key: str) -> tuple[Tensor, Tensor]:
-    """Logits (B, T', C) and their lengths (B,) for a stream of features."""
-    return model(batch[data_key], batch.lengths[data_key])
+    """Logits (B, T', C) and their lengths (B,) for a stream of features.
+
+    Raises:
+        UsageError: the model returns something else.
+    """
+    found = model(batch[data_key], batch.lengths[data_key])
+    if isinstance(found, tuple | list) and len(found) == 2:
+        logits, lengths = found
+        if isinstance(logits, Tensor) and isinstance(lengths, Tensor) and (logits.ndim, lengths.ndim) == (3, 1):
+            return logits, lengths
+    raise UsageError(
+        f"{type(model).__name__} returns {described(found)}; expected logits of shape (sequences, outputs, classes), "
+        "and the number of outputs of every sequence"
+    )
+
+
+def check_features_model(step: object, model: nn.Module) -> None:
+    """Whether `run_model` can call it.
+
+    Raises:
+        UsageError: it can't; names models that fit.
+    """
+    check_call(step, model, ("features", "lengths"), FEATURE_MODELS)
 
 
 def mean_over_frames(logits: Tensor, lengths: Tensor) -> Tensor:
@@ -36,7 +60,7 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
         (N, C) logits, (N,) int64 targets, and (N,) the index of the sequence of each.
 
     Raises:
-        ValueError: another number of targets in a sequence, or a target that is none of the C classes.
+        UsageError: another number of targets in a sequence, or a target that is none of the C classes.
     """
     targets = batch[target_key].long()
     target_lengths = batch.lengths.get(target_key)
@@ -53,16 +77,16 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
     wrong = (targets < 0) | (targets >= logits.shape[2])
     if bool(wrong.any()):
         index = int(wrong.nonzero()[0])
-        raise ValueError(
+        raise UsageError(
             f"sequence {batch.seq_tags[int(sequences[index])]!r}: target {int(targets[index])} in "
             f"stream {target_key!r}; the model's classes are 0..{logits.shape[2] - 1}"
         )
     return items, targets, sequences
 
 
-def _wrong_lengths(batch: Batch, target_key: str, target_lengths: Tensor, lengths: Tensor) -> ValueError:
+def _wrong_lengths(batch: Batch, target_key: str, target_lengths: Tensor, lengths: Tensor) -> UsageError:
     index = int((target_lengths != lengths).nonzero()[0])
-    return ValueError(
+    return UsageError(
         f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {int(target_lengths[index])} targets "
         f"and the model {int(lengths[index])} outputs; expected one target per output, or one per sequence"
     )

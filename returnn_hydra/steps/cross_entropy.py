@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from returnn_hydra.batch import Batch, Loss
-from returnn_hydra.steps.classification import pair_items, run_model
+from returnn_hydra.steps.classification import check_features_model, pair_items, run_model
 
 
 class CrossEntropy:
@@ -26,6 +26,10 @@ class CrossEntropy:
         self.data_key = data_key
         self.target_key = target_key
         self.label_smoothing = label_smoothing
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is none of features."""
+        check_features_model(self, model)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         logits, lengths = run_model(model, batch, self.data_key)

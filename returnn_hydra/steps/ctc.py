@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.labels import edit_distances
-from returnn_hydra.steps.classification import run_model
+from returnn_hydra.steps.classification import check_features_model, run_model
 from returnn_hydra.steps.targets import check_frames, frames_needed, label_sequences
+from returnn_hydra.usage import UsageError
 
 
 class CTC:
@@ -39,6 +40,10 @@ class CTC:
         self.blank = blank
         self.skip_too_long = skip_too_long
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is none of features."""
+        check_features_model(self, model)
+
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         logits, lengths = run_model(model, batch, self.data_key)
         return self.losses(logits, lengths, batch, with_error=not model.training)
@@ -47,7 +52,7 @@ class CTC:
         """For logits (B, T', C), (B,).
 
         Raises:
-            ValueError: too many labels for the outputs, a label that is no class, or the blank among the labels.
+            UsageError: too many labels for the outputs, a label that is no class, or the blank among the labels.
         """
         blank, labels, label_lengths = self.labels(logits, batch)
         needed = frames_needed(labels, label_lengths)
@@ -69,7 +74,7 @@ class CTC:
         """The blank's class, the labels (B, S), and their lengths (B,)."""
         num_classes = logits.shape[2]
         if not -num_classes <= self.blank < num_classes:
-            raise ValueError(f"blank={self.blank}: the model has only {num_classes} classes")
+            raise UsageError(f"blank={self.blank}: the model has only {num_classes} classes")
         blank = self.blank % num_classes
         labels, label_lengths = label_sequences(batch, self.target_key, num_classes, blank)
         return blank, labels, label_lengths

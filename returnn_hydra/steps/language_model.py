@@ -16,6 +16,9 @@ from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
+from returnn_hydra.usage import check_attributes, check_call
+
+LANGUAGE_MODELS = "lstm_lm, transformer_lm"
 
 
 class LanguageModelCrossEntropy:
@@ -30,6 +33,11 @@ class LanguageModelCrossEntropy:
     def __init__(self, data_key: str = "data", label_smoothing: float = 0.0) -> None:
         self.data_key = data_key
         self.label_smoothing = label_smoothing
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is no language model."""
+        check_attributes(self, model, ("bos_id", "eos_id", "num_classes"), LANGUAGE_MODELS)
+        check_call(self, model, ("labels", "lengths"), LANGUAGE_MODELS)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         logits, targets, lengths = run_language_model(model, batch, self.data_key)

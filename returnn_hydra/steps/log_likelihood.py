@@ -35,5 +35,11 @@ class LogLikelihood:
             )
         self.criterion = criterion
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the criterion can't use the model."""
+        check = getattr(self.criterion, "check_model", None)
+        if check is not None:
+            check(model)
+
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         return {"log_likelihood": Output(self.criterion.log_likelihoods(model, batch))}

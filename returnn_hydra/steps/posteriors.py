@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from returnn_hydra.batch import Batch, Output
-from returnn_hydra.steps.classification import mean_over_frames, run_model
+from returnn_hydra.steps.classification import check_features_model, mean_over_frames, run_model
 
 
 class Posteriors:
@@ -26,6 +26,10 @@ class Posteriors:
         self.log = log
         self.per_sequence = per_sequence
         self.output_key = output_key
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is none of features."""
+        check_features_model(self, model)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         logits, lengths = run_model(model, batch, self.data_key)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from returnn_hydra.batch import Batch, sequence_mask
+from returnn_hydra.usage import UsageError
 
 
 def label_sequences(
@@ -21,10 +22,10 @@ def label_sequences(
         reserved: a class that is no label (the blank).
 
     Raises:
-        ValueError: the stream has no time axis, or a label that is none of the model's, or the reserved one.
+        UsageError: the stream has no time axis, or a label that is none of the model's, or the reserved one.
     """
     if target_key not in batch.lengths:
-        raise ValueError(f"stream {target_key!r} has one value per sequence; expected a sequence of labels")
+        raise UsageError(f"stream {target_key!r} has one value per sequence; expected a sequence of labels")
     labels, lengths = batch[target_key].long(), batch.lengths[target_key]
     labels = labels.masked_fill(~sequence_mask(lengths, labels.shape[1]), 0)
     wrong = (labels < 0) | (labels >= num_classes)
@@ -33,7 +34,7 @@ def label_sequences(
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         but = "" if reserved is None else f" but {reserved}, the blank"
-        raise ValueError(
+        raise UsageError(
             f"sequence {batch.seq_tags[row]!r}: label {int(labels[row, column])} at position {column} of stream "
             f"{target_key!r}; the model's {num_classes} classes allow 0..{num_classes - 1}{but}"
         )
@@ -47,11 +48,11 @@ def frames_needed(labels: Tensor, lengths: Tensor) -> Tensor:
 
 
 def check_frames(batch: Batch, needed: Tensor, output_lengths: Tensor) -> None:
-    """Raises ValueError for the first sequence with more labels than its outputs can carry."""
+    """Raises UsageError for the first sequence with more labels than its outputs can carry."""
     short = needed > output_lengths
     if bool(short.any()):
         index = int(torch.nonzero(short)[0])
-        raise ValueError(
+        raise UsageError(
             f"sequence {batch.seq_tags[index]!r} needs {int(needed[index])} outputs for its labels, "
             f"and the model gives {int(output_lengths[index])}: use less subsampling, filter such sequences, or set "
             "skip_too_long=true in the train step to leave them out of the loss"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.nn.transducer_loss import transducer_loss
 from returnn_hydra.steps.targets import label_sequences
+from returnn_hydra.usage import check_attributes, check_call
 
 
 class Transducer:
@@ -26,6 +27,11 @@ class Transducer:
     def __init__(self, data_key: str = "data", target_key: str = "classes") -> None:
         self.data_key = data_key
         self.target_key = target_key
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises UsageError: the model is no transducer."""
+        check_attributes(self, model, ("blank_id", "num_classes"), "transducer")
+        check_call(self, model, ("features", "lengths", "labels", "label_lengths"), "transducer")
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         nats, label_lengths = sequence_losses(model, batch, self.data_key, self.target_key)

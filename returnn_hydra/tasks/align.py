@@ -14,7 +14,7 @@ from returnn_hydra.callbacks.search_output import SearchOutput
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.engine.callback import ForwardCallback
 from returnn_hydra.search.ctc_steps import CTCAlign
-from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.context import Context, check_model
 from returnn_hydra.tasks.forward import forward_data
 from returnn_hydra.tasks.parts import load_model
 
@@ -51,6 +51,7 @@ def run(context: Context) -> int:
     if step.target_key not in context.extern_data:
         raise ConfigError(f"search.target_key={step.target_key}: no stream of extern_data")
     model, epoch = load_model(context)
+    check_model(step, model, "search")
     name = context.values["forward_data"]
     folder = context.folder.path / f"align.{epoch:03d}"
     vocab = context.extern_data[step.target_key].vocab

@@ -25,6 +25,7 @@ from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.status import StatusFile
 from returnn_hydra.tasks.data import build_loader, build_specs
 from returnn_hydra.tasks.run_folder import RunFolder
+from returnn_hydra.usage import UsageError
 
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "task": ("context",),
@@ -146,12 +147,18 @@ class Context:
             raise ConfigError(f"model: expected a torch.nn.Module, {self.values['model']} gave {type(model).__name__}")
         return model.to(self.device)
 
-    def step(self, key: str) -> Any:
-        """The train_step or forward_step."""
+    def step(self, key: str, model: nn.Module) -> Any:
+        """The train_step or forward_step.
+
+        Raises:
+            UsageError: one with a `check_model` says that it can't use the model.
+        """
         node = self.values[key]
         if node is None:
             raise ConfigError(f"{key}: this task needs one")
-        return self.builder.build(node, key, extern_data=self.extern_data)
+        step = self.builder.build(node, key, extern_data=self.extern_data)
+        check_model(step, model, key)
+        return step
 
     def dataset_conf(self, name: str, key: str) -> dict[str, Any]:
         """The node of a data set by its name: train, dev, eval, or one of `datasets.extra`.
@@ -169,3 +176,17 @@ class Context:
         datasets = self.values["datasets"]
         named = {name: datasets[name] for name in ("train", "dev", "eval") if datasets[name] is not None}
         return {**named, **datasets["extra"]}
+
+
+def check_model(step: Any, model: nn.Module, key: str) -> None:
+    """Ask a step or a search, if it can tell, whether it can use the model.
+
+    Raises:
+        UsageError: it can't; `key` is where it stands in the configuration.
+    """
+    check = getattr(step, "check_model", None)
+    if check is not None:
+        try:
+            check(model)
+        except UsageError as error:
+            raise UsageError(f"{key}: {error}") from error

@@ -23,7 +23,7 @@ def run(context: Context) -> float | None:
     names = [names] if isinstance(names, str) else list(names)
     confs = {name: context.dataset_conf(name, "evaluate_data") for name in names}
     model, epoch = load_model(context)
-    train_step = context.step("train_step")
+    train_step = context.step("train_step", model)
     scores: dict[str, dict[str, Score]] = {}
     for name, conf in confs.items():
         batches = context.loader(name, conf).epoch(epoch)

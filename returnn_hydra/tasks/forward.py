@@ -31,8 +31,9 @@ def run(context: Context) -> int:
     model_outputs = build_specs(context.builder, context.values["model_outputs"], "model_outputs")
     model, epoch = load_model(context)
     name = context.values["forward_data"]
+    step = context.step("forward_step", model)
     callback = build_callback(context, "forward_callback", f"forward.{epoch:03d}", name, model_outputs=model_outputs)
-    count = forward_data(context, name, model, context.step("forward_step"), callback, (), model_outputs)
+    count = forward_data(context, name, model, step, callback, (), model_outputs)
     logger.info("Forwarded %d sequences of '%s' with epoch %d", count, name, epoch)
     return count
 

@@ -58,7 +58,7 @@ def build_train_step(context: Context, model: nn.Module) -> TrainStep:
         ConfigError: something that does not go with `distributed`.
     """
     values, ranks = context.values, context.ranks
-    step = context.step("train_step")
+    step = context.step("train_step", model)
     if ranks.size > 1 and values["on_oom"] == "split":
         raise ConfigError("on_oom=split: only possible in one process; several ranks would make other numbers of steps")
     if values["distributed"] == "ddp":

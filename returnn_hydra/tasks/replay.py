@@ -30,7 +30,7 @@ def run(context: Context) -> None:
             rows = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
             logger.log(RESULTS, "  input %s is not finite in %s", name, ", ".join(batch.seq_tags[row] for row in rows))
     model.train()
-    step = context.step("train_step")
+    step = context.step("train_step", model)
     for index in range(batch.num_seqs):
         losses = step(model, batch.select(index, index + 1).to(context.device))
         values = " ".join(f"{name} {float(loss.mean):.6g}" for name, loss in losses.items())

@@ -6,7 +6,7 @@ import logging
 
 from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.search.search_step import SearchStep
-from returnn_hydra.tasks.context import Context
+from returnn_hydra.tasks.context import Context, check_model
 from returnn_hydra.tasks.forward import build_callback, forward_data
 from returnn_hydra.tasks.parts import load_model
 
@@ -23,6 +23,7 @@ def run(context: Context) -> float | None:
     if step.target_key is not None and target is None:
         raise ConfigError(f"search.target_key={step.target_key}: no stream of extern_data")
     model, epoch = load_model(context)
+    check_model(step, model, "search")
     name = context.values["forward_data"]
     vocab = target.vocab if target else None
     output = build_callback(context, "search_output", f"search.{epoch:03d}", name, vocab=vocab)
