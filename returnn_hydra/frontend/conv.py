@@ -9,7 +9,7 @@ import torch
 
 from returnn_hydra.frontend.ambient import behavior_at_least
 from returnn_hydra.frontend.arrays import matched_dim
-from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.dim import Dim, dim_match_priority_when_needed
 from returnn_hydra.frontend.init import Glorot
 from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.parameter import Parameter
@@ -166,7 +166,7 @@ def conv(
 
 def _filter_raw(filter: Tensor, out_dim: Dim, filter_size: Sequence[Dim]) -> torch.Tensor:
     """(out, in / groups, kernel...), whatever the order of the filter's dims."""
-    channels = [d for d in filter.dims if d not in filter_size]
+    channels = filter.remaining_dims(filter_size)
     if len(channels) == 2 and channels[0] != out_dim and channels[1] == out_dim:
         channels.reverse()
     return filter.copy_compatible_to_dims_raw([*channels, *filter_size])
@@ -225,8 +225,7 @@ class _Conv(_ConvOrTransposed):
         self.dilation_rate = dilation_rate
         self.groups = groups
         inner = in_dim if groups in (None, 1) else in_dim // groups
-        if inner == out_dim:
-            inner = inner.copy(match_priority=1)
+        inner = dim_match_priority_when_needed(inner, out_dim)
         self._make_parameters([out_dim, inner, *self.filter_size])
 
     def _convolve(self, source: Tensor, ins: Sequence[Dim], outs: Sequence[Dim] | None) -> tuple[Tensor, Sequence[Dim]]:
@@ -395,8 +394,7 @@ class _TransposedConv(_ConvOrTransposed):
         self.remove_padding = remove_padding
         self.output_padding = output_padding
         self.strides = strides
-        inner = out_dim if in_dim != out_dim else out_dim.copy(match_priority=-1)
-        self._make_parameters([in_dim, inner, *self.filter_size])
+        self._make_parameters([dim_match_priority_when_needed(in_dim, out_dim), out_dim, *self.filter_size])
 
     def _convolve(self, source: Tensor, ins: Sequence[Dim], outs: Sequence[Dim] | None) -> tuple[Tensor, Sequence[Dim]]:
         assert isinstance(self.padding, str)

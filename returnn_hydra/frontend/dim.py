@@ -44,8 +44,11 @@ class Dim:
         dimension: static size; a tensor of lengths (dynamic); None: known later.
         name: for messages only; two dims with one name are still two dims.
         dyn_size_ext: the lengths, if `dimension` is None.
+        capacity: size of the axis in memory, at least that of the longest sequence; default: just that.
+        bounded_by: a dim that is never shorter; for RETURNN's sizes that are fixed before a run, of no effect here.
         kind: one of `Dim.Types`.
-        match_priority: tells two uses of one dim in one tensor apart (`copy(match_priority=1)`).
+        match_priority: tells two uses of one dim in one tensor apart (`copy(match_priority=1)`). The copies are equal;
+            where the dim is named, the use with the highest priority is meant.
     """
 
     Types = _Kinds
@@ -64,6 +67,7 @@ class Dim:
         special: bool = False,
         auto_generated: bool = False,
         batch: Any = None,
+        bounded_by: Dim | None = None,
         derived: Any = None,
     ) -> None:
         if dimension is not None and not isinstance(dimension, int):
@@ -122,8 +126,6 @@ class Dim:
             return True
         if not isinstance(other, Dim):
             return NotImplemented
-        if self.match_priority != other.match_priority:
-            return False
         mine, others = self._identity(), other._identity()
         if mine is others:
             return True
@@ -220,7 +222,9 @@ class Dim:
 
     @property
     def capacity(self) -> int | None:
-        return self._capacity if self._capacity is not None else self.dimension
+        """Size of the axis in memory, if it was given or is static."""
+        capacity = self._identity()._capacity
+        return self.dimension if capacity is None else capacity
 
     @property
     def dyn_size_ext(self) -> Tensor | None:
@@ -294,8 +298,10 @@ class Dim:
 
     def need_masking(self) -> bool:
         """Whether some sequences are shorter than the axis, i.e. there is padding."""
+        if self.dimension is not None:
+            return False
         lengths = self.dyn_size_ext
-        return not (self.dimension is not None or lengths is None or not lengths.dims)
+        return self._identity()._capacity is not None or (lengths is not None and bool(lengths.dims))
 
     def is_batch_dim(self) -> bool:
         return self.kind is Dim.Types.Batch
@@ -318,13 +324,16 @@ class Dim:
         return self._root()._term
 
     def get_dim_value(self) -> int:
-        """The size, or the longest length.
+        """The size, the capacity, or the longest length.
 
         Raises:
             ValueError: neither is known.
         """
         if self.dimension is not None:
             return self.dimension
+        capacity = self._identity()._capacity
+        if capacity is not None:
+            return capacity
         lengths = self.dyn_size_ext
         if lengths is None or lengths.raw_tensor is None:
             raise ValueError(f"{self}: neither a static size nor sequence lengths are known yet")
@@ -533,10 +542,7 @@ single_step_dim = Dim(None, name="single-step", special=True)
 
 def dim_match_priority_when_needed(dim: Dim, *other_dims: Dim) -> Dim:
     """The dim itself; if it is among the others, a copy with a higher match priority, to tell both apart."""
-    highest = max(
-        (d.match_priority for d in other_dims if d.copy(match_priority=0) == dim.copy(match_priority=0)), default=-1
-    )
-    return dim if highest < dim.match_priority else dim.copy(match_priority=highest + 1)
+    return dim.copy(match_priority=1) if dim in other_dims else dim
 
 
 def FeatureDim(description: str, dimension: int | None, **options: Any) -> Dim:

@@ -23,7 +23,9 @@ def merged_dims(tensors: Iterable[Any], dim_order: Sequence[Dim] | None = None) 
     every: list[Dim] = []
     for source in sources:
         every += [d for d in source.dims if d not in every]
-    complete = next((list(t.dims) for t in sources if len(t.dims) == len(every)), every)
+    # One that has a dim twice has more.
+    complete = next((list(t.dims) for t in sources if len(t.dims) > len(every)), None)
+    complete = complete or next((list(t.dims) for t in sources if len(t.dims) == len(every)), every)
     if dim_order:
         ordered = [d for d in dim_order if d in complete]
         complete = ordered + [d for d in complete if d not in ordered]
@@ -439,7 +441,8 @@ def log_softmax(a: Tensor, *, axis: Dim, use_mask: bool = True) -> Tensor:
 
 
 def _softmax(function: Any, name: str, a: Tensor, axis: Dim, use_mask: bool) -> Tensor:
-    number = a.get_axis_from_description(axis)
+    # Of a dim twice, RETURNN takes the first here.
+    number = a.dims.index(axis) if axis in a.dims else a.get_axis_from_description(axis)
     axis = a.dims[number]
     source = a
     if use_mask and axis.need_masking():

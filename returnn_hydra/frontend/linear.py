@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.dim import Dim, dim_match_priority_when_needed
 from returnn_hydra.frontend.elementwise import keep_dtype, where
 from returnn_hydra.frontend.indexing import gather
 from returnn_hydra.frontend.init import Glorot
 from returnn_hydra.frontend.module import Module
 from returnn_hydra.frontend.parameter import Parameter
+from returnn_hydra.frontend.reduce import reduce_sum
 from returnn_hydra.frontend.tensor import Tensor, dtype_name
 
 
@@ -23,7 +24,11 @@ def matmul(a: Tensor, b: Tensor, *, reduce: Dim | Sequence[Dim], use_mask: bool 
         use_mask: padding of a dynamic `reduce` dim does not count.
     """
     reduce_dims = [reduce] if isinstance(reduce, Dim) else list(reduce)
-    reduce_dims = [a.dims[a.get_axis_from_description(d)] for d in reduce_dims]
+    only_left, only_right = ([d for d in reduce_dims if d not in t.dims] for t in (b, a))
+    if only_left or only_right:
+        a, b = reduce_sum(a, axis=only_left), reduce_sum(b, axis=only_right)
+        reduce_dims = [d for d in reduce_dims if d in a.dims and d in b.dims]
+    reduce_dims = [a.dims[n] for n in a.get_axes_from_description(reduce_dims)]
     if use_mask:
         for dim in reduce_dims:
             if dim.need_masking():
@@ -31,11 +36,18 @@ def matmul(a: Tensor, b: Tensor, *, reduce: Dim | Sequence[Dim], use_mask: bool 
                 a = where(mask, a, 0, allow_broadcast_all_sources=True)
                 # Padding may hold nan; 0 * nan would spread it.
                 b = where(mask, b, 0, allow_broadcast_all_sources=True) if dim in b.dims else b
-    common = [d for d in a.dims if d in b.dims and d not in reduce_dims]
-    rows = [d for d in a.dims if d not in common and d not in reduce_dims]
-    columns = [d for d in b.dims if d not in common and d not in reduce_dims]
+    # By axes: a square matrix has one dim twice.
+    numbers = [t.get_axes_from_description(reduce_dims) for t in (a, b)]
+    left_rest, right_rest = (
+        [d for n, d in enumerate(t.dims) if n not in used] for t, used in zip((a, b), numbers, strict=True)
+    )
+    common = [d for d in left_rest if d in right_rest]
+    rows = [d for d in left_rest if d not in common]
+    columns = [d for d in right_rest if d not in common]
+    reduced = [b.dims[n] for n in numbers[1]]
+    reduce_dims = [a.dims[n] for n in numbers[0]]
     left = a.copy_compatible_to_dims_raw([*common, *rows, *reduce_dims])
-    right = b.copy_compatible_to_dims_raw([*common, *reduce_dims, *columns])
+    right = b.copy_compatible_to_dims_raw([*common, *reduced, *columns])
     n = len(common)
     batch, row_shape = left.shape[:n], left.shape[n : n + len(rows)]
     column_shape = right.shape[n + len(reduce_dims) :]
@@ -67,8 +79,8 @@ class Linear(Module):
         super().__init__()
         self.in_dim = in_dim
         self.out_dim = out_dim
-        self.out_dim_inner = out_dim if out_dim != in_dim else out_dim.copy(match_priority=in_dim.match_priority - 1)
-        self.weight = Parameter([in_dim, self.out_dim_inner], initial=Glorot())
+        self._weight_dims = [dim_match_priority_when_needed(in_dim, out_dim), out_dim]
+        self.weight = Parameter(self._weight_dims, initial=Glorot())
         self.with_bias = with_bias
         self.bias = Parameter([out_dim], initial=0.0) if with_bias else None
 
@@ -76,10 +88,10 @@ class Linear(Module):
         """(..., in) -> (..., out)."""
         if self.in_dim not in source.dims:
             raise ValueError(f"Linear: {source} has no dim {self.in_dim}")
-        dims = [d for d in source.dims if d != self.in_dim]
+        dims = source.remaining_dims(self.in_dim)
         raw = source.copy_compatible_to_dims_raw([*dims, self.in_dim])
         # Read once: every reading of a parameter with weight_dropout draws anew.
-        weight = self.weight.copy_compatible_to_dims_raw([self.out_dim_inner, self.in_dim])
+        weight = self.weight.copy_compatible_to_dims_raw(self._weight_dims[::-1])
         own_bias = self.bias
         bias = None if own_bias is None else own_bias.raw_tensor
         autocast = torch.is_autocast_enabled(raw.device.type)
@@ -102,7 +114,7 @@ class Embedding(Module):
         super().__init__()
         self.in_dim = in_dim
         self.out_dim = out_dim
-        self.weight = Parameter([in_dim, out_dim], initial=Glorot())
+        self.weight = Parameter([dim_match_priority_when_needed(in_dim, out_dim), out_dim], initial=Glorot())
 
     def __call__(self, source: Tensor) -> Tensor:
         """(...) class indices -> (..., out)."""

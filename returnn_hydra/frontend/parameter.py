@@ -55,6 +55,8 @@ class Parameter(Tensor):
         unknown = [d for d in dims if d.dimension is None]
         if unknown:
             raise ValueError(f"rf.Parameter: dims must have static sizes, {unknown} have none")
+        if len({(d, d.match_priority) for d in dims}) < len(dims):
+            raise ValueError(f"rf.Parameter: a dim is among {dims} twice; see rf.dim_match_priority_when_needed")
         dtype = dtype or (get_default_array_index_dtype() if sparse_dim else get_default_float_dtype())
         super().__init__("parameter", dims=dims, dtype=dtype, sparse_dim=sparse_dim)
         if raw_tensor is None:

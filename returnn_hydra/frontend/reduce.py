@@ -13,6 +13,7 @@ from returnn_hydra.frontend.create import num_elements_of_shape
 from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.elementwise import cast, combine_bc, log, where
 from returnn_hydra.frontend.tensor import Tensor, dtype_name, torch_dtype
+from returnn_hydra.frontend.tensor_axes import axes_of
 
 
 def _lowest(dtype: str, sign: int) -> float | int:
@@ -58,7 +59,7 @@ def reduce(
         ValueError: unknown mode, or a dim that is not there.
     """
     axes = [axis] if isinstance(axis, Dim) else list(axis)
-    axes = [source.dims[source.get_axis_from_description(dim)] for dim in axes]
+    axes = [source.dims[n] for n in source.get_axes_from_description(axes)]
     if mode == "mean":
         return _mean(source, axes, use_mask)
     if mode == "logmeanexp":
@@ -67,12 +68,15 @@ def reduce(
         return total - (math.log(count) if isinstance(count, int) else log(_float_like(count, total)))
     if use_mask:
         source = _masked(source, axes, mode)
-    numbers = [source.get_axis_from_description(dim) for dim in axes]
+    numbers = axes_of(source.dims, axes)
     if mode in ("argmax", "argmin"):
         return _arg_reduce(source, mode, axes, numbers)
     raw = _reduce_raw(source.raw_tensor, mode, numbers)
-    out = source._new([d for d in source.dims if d not in axes], raw, name=f"reduce_{mode}", dtype=dtype_name(raw))
-    return out
+    return source._new(_rest(source, numbers), raw, name=f"reduce_{mode}", dtype=dtype_name(raw))
+
+
+def _rest(source: Tensor, numbers: Sequence[int]) -> list[Dim]:
+    return [d for n, d in enumerate(source.dims) if n not in numbers]
 
 
 def _reduce_raw(raw: torch.Tensor, mode: str, axes: list[int]) -> torch.Tensor:
@@ -101,9 +105,9 @@ def _float_like(count: Tensor, like: Tensor) -> Tensor:
 
 def _mean(source: Tensor, axes: list[Dim], use_mask: bool) -> Tensor:
     if not use_mask or not any(dim.need_masking() for dim in axes):
-        numbers = [source.get_axis_from_description(dim) for dim in axes]
+        numbers = axes_of(source.dims, axes)
         raw = source.raw_tensor.mean(dim=numbers) if numbers else source.raw_tensor
-        return source._new([d for d in source.dims if d not in axes], raw, name="reduce_mean", dtype=dtype_name(raw))
+        return source._new(_rest(source, numbers), raw, name="reduce_mean", dtype=dtype_name(raw))
     total = reduce(source, mode="sum", axis=axes)
     count = num_elements_of_shape(axes, device=source.device)
     return combine_bc(total, "truediv", count if isinstance(count, int) else _float_like(count, total))

@@ -13,6 +13,36 @@ if TYPE_CHECKING:
     from returnn_hydra.frontend.tensor import Tensor
 
 
+def axes_of(own: Sequence[Dim], wanted: Sequence[Dim]) -> list[int]:
+    """For every wanted dim the axis of `own` that it means, each axis once; -1 where there is none.
+
+    The very same dim object is meant before an equal one, and of several equal ones that with the highest priority.
+
+    Raises:
+        ValueError: two equal dims have the same priority.
+    """
+    free = dict(enumerate(own))
+    axes = [-1] * len(wanted)
+    for same in (True, False):
+        for position, dim in enumerate(wanted):
+            found = [n for n, d in free.items() if d is dim or (d == dim and not same)] if axes[position] < 0 else []
+            if found:
+                axes[position] = _highest(own, found)
+                del free[axes[position]]
+    return axes
+
+
+def _highest(dims: Sequence[Dim], axes: Sequence[int]) -> int:
+    """The one of these axes, all of one dim, with the highest priority."""
+    if len(axes) == 1:
+        return axes[0]
+    highest = max(dims[n].match_priority for n in axes)
+    found = [n for n in axes if dims[n].match_priority == highest]
+    if len(found) > 1:
+        raise ValueError(f"{dims[axes[0]]} is ambiguous among {list(dims)}; tell its uses apart by match_priority")
+    return found[0]
+
+
 class TensorAxes:
     """The part of `Tensor` that answers questions about its axes."""
 
@@ -160,8 +190,9 @@ class TensorAxes:
         if isinstance(axis, int):
             return axis % len(self.dims)
         if isinstance(axis, Dim):
-            if axis in self.dims:
-                return self.dims.index(axis)
+            uses = [n for n, dim in enumerate(self.dims) if dim is axis or dim == axis]
+            if uses:
+                return _highest(self.dims, uses)
             raise ValueError(f"{self}: axis {axis} is not there; its dims are {list(self.dims)}")
         short = axis.lower()
         found = {"b": self.batch_dim_axis, "t": self.time_dim_axis, "f": self.feature_dim_axis}
@@ -180,7 +211,11 @@ class TensorAxes:
         """Like get_axis_from_description, for one axis or several."""
         if isinstance(axes, (Dim, str, int)):
             axes = [axes]
-        return [self.get_axis_from_description(axis) for axis in axes]
+        numbers: list[int] = []
+        for axis in axes:
+            free = [n for n, d in enumerate(self.dims) if n not in numbers and d == axis]
+            numbers.append(_highest(self.dims, free) if free else self.get_axis_from_description(axis))
+        return numbers
 
     def get_dim_tag_from_description(self, axis: Dim | str | int) -> Dim:
         return self.dims[self.get_axis_from_description(axis)]
@@ -204,11 +239,12 @@ class TensorAxes:
         Raises:
             ValueError: one of them is not there.
         """
-        removed = [] if remove is None else [remove] if isinstance(remove, Dim) else list(remove)
-        for dim in removed:
-            if dim not in self.dims:
+        remaining = list(self.dims)
+        for dim in () if remove is None else (remove,) if isinstance(remove, Dim) else remove:
+            if dim not in remaining:
                 raise ValueError(f"{self} has no dim {dim}; its dims are {list(self.dims)}")
-        return [d for d in self.dims if d not in removed]
+            remaining.remove(dim)
+        return remaining
 
     def get_sequence_lengths(self) -> torch.Tensor:
         """Number of frames of every sequence, (B,) int32."""

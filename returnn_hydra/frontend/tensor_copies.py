@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from returnn_hydra.frontend.dim import Dim, batch_dim
-from returnn_hydra.frontend.tensor_axes import TensorAxes
+from returnn_hydra.frontend.tensor_axes import TensorAxes, axes_of
 
 if TYPE_CHECKING:
     from returnn_hydra.frontend.tensor import Tensor
@@ -99,7 +99,9 @@ class TensorCopies(TensorAxes):
         Raises:
             ValueError: `perm` does not name every axis once.
         """
-        order = [self.get_axis_from_description(axis) for axis in perm]
+        named = [axis for axis in perm if isinstance(axis, Dim)]
+        only_dims = len(named) == len(perm)
+        order = axes_of(self.dims, named) if only_dims else [self.get_axis_from_description(axis) for axis in perm]
         if sorted(order) != list(range(len(self.dims))):
             raise ValueError(f"copy_transpose: {list(perm)} is no order of the dims of {self}")
         if order == list(range(len(order))):
@@ -120,22 +122,19 @@ class TensorCopies(TensorAxes):
         Raises:
             ValueError: a dim of this tensor is not in `dims`.
         """
-        if self.dims == tuple(dims):
+        if len(dims) == len(self.dims) and all(a is b for a, b in zip(self.dims, dims, strict=True)):
             return self.raw_tensor
-        own = self.dims
-        missing = [d for d in own if d not in dims]
-        if missing:
-            own = _by_priority(own, dims)
-            missing = [d for d in own if d not in dims]
-        if missing:
+        axes = axes_of(self.dims, dims)
+        order = [n for n in axes if n >= 0]
+        if len(order) < len(self.dims):
+            missing = [d for n, d in enumerate(self.dims) if n not in order]
             raise ValueError(f"{self} has dims {missing} that are not among {list(dims)}")
-        order = [own.index(d) for d in dims if d in own]
         raw = self.raw_tensor.permute(order)
-        for axis, dim in enumerate(dims):
-            if dim not in own:
+        for axis, number in enumerate(axes):
+            if number < 0:
                 raw = raw.unsqueeze(axis)
         if unbroadcast:
-            raw = raw.expand([d.get_dim_value() if d not in own else -1 for d in dims])
+            raw = raw.expand([d.get_dim_value() if n < 0 else -1 for d, n in zip(dims, axes, strict=True)])
         return raw
 
     def copy_compatible_to_dims(
@@ -220,20 +219,3 @@ class TensorCopies(TensorAxes):
         kept = [n for n in range(len(self.dims)) if n not in axes]
         raw = None if self.raw_tensor is None else self.raw_tensor.squeeze(tuple(axes))
         return self._new([self.dims[n] for n in kept], raw)
-
-
-def _by_priority(own: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The dims `own`, where those that only differ from wanted ones in their match priority are replaced by these.
-
-    Several uses of one dim are told apart by the order of their priorities.
-    """
-    result = list(own)
-    for base in {d.copy(match_priority=0) for d in own if d not in wanted}:
-        axes, targets = (
-            sorted((d for d in dims if d.copy(match_priority=0) == base), key=lambda d: d.match_priority)
-            for dims in (own, wanted)
-        )
-        if len(axes) == len(targets):
-            for dim, target in zip(axes, targets, strict=True):
-                result[own.index(dim)] = target
-    return tuple(result)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from returnn_hydra.frontend.dim import Dim
+from returnn_hydra.frontend.tensor_axes import axes_of
 from returnn_hydra.frontend.tensor_copies import TensorCopies
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class OlderTensorMethods(TensorCopies):
 
     def get_out_permutation_to_dims(self, dims: Sequence[Dim]) -> list[int]:
         """The axis here of every one of `dims`; -1 where there is none."""
-        return [self.get_axis_from_description(d) if d in self.dims else -1 for d in dims]
+        return axes_of(self.dims, dims)
 
     def get_full_name(self) -> str:
         return self.name

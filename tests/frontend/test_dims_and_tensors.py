@@ -35,8 +35,8 @@ def test_equality_by_derivation(ctx):
     assert (F * T).div_left(F) == T
     assert T.ceildiv_right(2) == T.ceildiv_right(2)
     assert Dim(3, name="a") != Dim(3, name="a")
-    assert F.copy(match_priority=1) != F
-    assert F.copy(match_priority=1).copy(match_priority=0) == F
+    assert F.copy(match_priority=1) == F
+    assert len({F, F.copy(match_priority=1)}) == 1
     assert copy.deepcopy(F) is F
     assert len({T + 1, T + 1, T + 2}) == 2
 
@@ -68,12 +68,54 @@ def test_forgotten_lengths_keep_what_they_depend_on(ctx):
     assert T.dyn_size_ext.dims == (batch,)
 
 
-def test_two_uses_of_one_dim_are_matched_in_the_order_of_their_priorities():
-    F = Dim(3, name="f")
+def test_two_uses_of_one_dim_are_told_apart_as_in_returnn():
+    """The results were measured with RETURNN."""
+    F, B = Dim(3, name="f"), Dim(2, name="b")
+    inner = F.copy(match_priority=1)
     raw = torch.arange(9.0).reshape(3, 3)
-    tensor = Tensor("x", dims=[F.copy(match_priority=1), F], dtype="float32", raw_tensor=raw)
-    assert torch.equal(tensor.copy_compatible_to_dims_raw([F, F.copy(match_priority=-1)]), raw)
-    assert torch.equal(tensor.copy_compatible_to_dims_raw([F.copy(match_priority=-1), F]), raw.t())
+    row = rf.convert_to_tensor([1.0, 10.0, 100.0], dims=[F])
+    x = rf.convert_to_tensor(torch.randn(2, 3), dims=[B, F])
+    for dims, weight in (([inner, F], raw), ([F, inner], raw.t())):
+        square = rf.convert_to_tensor(weight, dims=dims)
+        for axis in (F, inner):  # the name means the use with the highest priority
+            torch.testing.assert_close(rf.matmul(x, square, reduce=axis).raw_tensor, x.raw_tensor @ raw)
+            assert rf.reduce_sum(square, axis=axis).raw_tensor.tolist() == [9, 12, 15]
+        assert torch.equal(square.copy_transpose([inner, F]).raw_tensor, raw)
+        assert torch.equal(square.copy_compatible_to_dims_raw([F, B, inner]), raw.t()[:, None])
+        assert torch.equal((square + square).copy_transpose([inner, F]).raw_tensor, raw * 2)
+        product = (square * row).copy_transpose([inner, F]).raw_tensor
+        assert torch.equal(product, raw * row.raw_tensor)  # the very same dim before an equal one
+        assert rf.reduce_sum(square, axis=square.dims).raw_tensor == raw.sum()
+    with pytest.raises(ValueError, match="ambiguous"):
+        rf.convert_to_tensor(raw, dims=[F, F]).copy_transpose([B, inner])
+    with pytest.raises(ValueError, match="twice"):
+        rf.Parameter([F, F])
+
+
+def test_an_axis_with_room_for_more_than_the_longest_sequence():
+    B, F = Dim(2, name="b"), Dim(3, name="f")
+    lengths = rf.convert_to_tensor(torch.tensor([4, 2], dtype=torch.int32), dims=[B])
+    T = Dim(lengths, name="t", capacity=6, bounded_by=Dim(9, name="other"))
+    assert (T.get_dim_value(), T.capacity, T.need_masking()) == (6, 6, True)
+    assert (T.copy(match_priority=1).capacity, (T + 1).get_dim_value()) == (6, 5)
+    raw = torch.randn(2, 6, 3)
+    x = rf.convert_to_tensor(raw, dims=[B, T, F])
+    frames = [raw[0, :4], raw[1, :2]]
+    means = rf.reduce_mean(x, axis=T).raw_tensor
+    torch.testing.assert_close(means, torch.stack([part.mean(0) for part in frames]))
+    flat, _ = rf.pack_padded(x, dims=[B, T])
+    assert torch.equal(flat.raw_tensor, torch.cat(frames))
+    assert rf.range_over_dim(T).raw_tensor.tolist() == [0, 1, 2, 3, 4, 5]
+    one = Dim(rf.constant(2, dims=(), dtype="int32"), name="one length", capacity=3)
+    assert rf.reduce_sum(rf.ones([one]), axis=one).raw_tensor == 2
+
+
+def test_products_over_dims_that_only_one_tensor_has():
+    B, F, C = Dim(2, name="b"), Dim(3, name="f"), Dim(4, name="c")
+    x = rf.convert_to_tensor(torch.randn(2, 3), dims=[B, F])
+    w = rf.convert_to_tensor(torch.randn(3, 4), dims=[F, C])
+    expected = torch.einsum("bf,fc->c", x.raw_tensor, w.raw_tensor)
+    torch.testing.assert_close(rf.matmul(x, w, reduce=[B, F]).raw_tensor, expected)
 
 
 OPERATIONS = {
@@ -123,7 +165,7 @@ def test_match_priority(ctx):
     inner = rf.dim_match_priority_when_needed(F, F)
     assert inner.match_priority == 1
     square = rf.Linear(F, F)
-    assert square.weight.dims[0] != square.weight.dims[1]
+    assert [d.match_priority for d in square.weight.dims] == [1, 0]
     assert square(ctx.x).dims == ctx.x.dims
 
 
