@@ -162,6 +162,17 @@ def test_run_takes_the_saved_config_and_new_overrides(command):
     assert Path("outputs/old/forward.001/eval.jsonl").is_file()
 
 
+def test_run_takes_an_override_inside_of_a_list(command, capsys):
+    words = ("model=blstm_ctc", "train_step=ctc", "num_epochs=1", "name=old", "model.encoder.parts.1.hidden_dim=8")
+    assert command("task=train", *words) == 0
+    assert (
+        yaml.safe_load(Path("outputs/old/config.yaml").read_text())["model"]["encoder"]["parts"][1]["hidden_dim"] == 8
+    )
+    assert command("run=outputs/old", "task=evaluate", "model.encoder.parts.1.dropout=0.5") == 0
+    assert command("run=outputs/old", "task=evaluate", "model.encoder.parts.1.hidden_dim=4") == 2
+    assert "don't fit the model, CTCModel: 25 of another shape" in capsys.readouterr().err
+
+
 def test_python_overrides_between_yaml_and_command_line(command):
     Path("mine.py").write_text(
         "num_epochs = 1\nbatch_size = 400\nmodel = dict(hidden_dim=6)\n"
@@ -172,6 +183,12 @@ def test_python_overrides_between_yaml_and_command_line(command):
     assert command("task=train", "overrides=mine.py", "batch_size=300", "name=mine") == 0
     saved = yaml.safe_load(Path("outputs/mine/config.yaml").read_text())
     assert (saved["num_epochs"], saved["batch_size"], saved["model"]["hidden_dim"]) == (1, 300, 6)
+
+
+def test_python_overrides_of_another_kind_of_file(command, capsys):
+    Path("mine.txt").write_text("num_epochs = 1")
+    assert command("task=train", "overrides=mine.txt") == 2
+    assert "ERROR 2: overrides=mine.txt: expected a Python file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,11 @@ def test_a_model_that_returns_something_else():
         with pytest.raises(UsageError, match=words):
             run_model(Own(found), batch, "data")
     assert described({"logits": logits}) == "dict"
+
+
+def test_scorers_of_a_search_are_given_on_the_command_line(command, capsys):
+    words = ("search=label_sync", "search.language_models={lm: a.arpa}", "--cfg", "job")
+    assert command("search.scorers={am: 0.7, ctc: 0.3, lm: 0.4}", *words) == 0
+    assert "  scorers:\n    am: 0.7\n    ctc: 0.3\n    lm: 0.4\n" in capsys.readouterr().out
+    assert command("task=search", "search=label_sync", "search.scorers={ct: 0.3}") == 2
+    assert "search scale 'ct' has no scorer; there are am, ctc, ilm; did you mean 'ctc'?" in capsys.readouterr().err

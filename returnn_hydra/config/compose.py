@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from returnn_hydra.config.errors import ConfigError, listed, nearest
@@ -263,12 +263,20 @@ def _on_top(base: DictConfig, composed: DictConfig, keys: list[str]) -> DictConf
     OmegaConf.set_struct(result, False)
     for key in keys:
         node: Any = composed
-        *parents, last = key.split(".")
-        for part in parents:
-            node = node._get_node(part) if isinstance(node, DictConfig) and part in node else None
-        if isinstance(node, DictConfig) and last in node:
-            OmegaConf.update(result, key, dict(node.items_ex(resolve=False))[last], merge=False, force_add=True)
+        for part in key.split("."):
+            node = _entry(node, part)
+        if node is not None:
+            OmegaConf.update(result, key, node, merge=False, force_add=True)
     return result
+
+
+def _entry(node: Any, part: str) -> Any:
+    """The node below another one, by its key or its number in a list; None if there is none."""
+    if isinstance(node, DictConfig) and not node._is_none() and part in node:
+        return node._get_node(part)
+    if isinstance(node, ListConfig) and part.isdecimal() and int(part) < len(node):
+        return node._get_node(int(part))
+    return None
 
 
 def _load_python(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -279,6 +287,8 @@ def _load_python(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not file.is_file():
         raise ConfigError(f"overrides={file}: no such file")
+    if file.suffix != ".py":
+        raise ConfigError(f"overrides={file}: expected a Python file, whose name ends with .py")
     spec = importlib.util.spec_from_file_location("returnn_hydra_overrides", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

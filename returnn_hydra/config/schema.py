@@ -215,9 +215,14 @@ MINIMUM: dict[str, float] = {
 
 
 def register() -> None:
-    """Make the schema known to Hydra, under a name that is no choice of any group."""
+    """Make the schema known to Hydra, under names that are no choice of any group.
+
+    `/schema/open@KEY` in the defaults of a YAML file: KEY is a dictionary with names of the user's choice, which the
+    command line may add to.
+    """
     node = OmegaConf.structured(Config)
     # OmegaConf can't grow a typed dictionary from the command line
     for path in (*ENTRIES, "returnn", "learning_rate_multipliers"):
         OmegaConf.set_struct(OmegaConf.select(node, path), False)
     ConfigStore.instance().store(group="schema", name="config", node=node, package="_global_")
+    ConfigStore.instance().store(group="schema", name="open", node=OmegaConf.create({}, flags={"struct": False}))

@@ -29,7 +29,7 @@ def refuse_changes(saved: Mapping[str, Any], present: Mapping[str, Any], allowed
     if differences:
         keys = ",".join(difference.split(":", 1)[0] for difference in differences)
         raise ChangedConfigError(
-            "the configuration differs from that of the run so far (saved -> now):\n  "
-            + "\n  ".join(differences)
-            + f"\nUse another run folder for another experiment, or allow it: allow_changed=[{keys}]"
+            "the configuration differs from that of the run so far (saved -> now): "
+            + "; ".join(differences)
+            + f". Use another run folder for another experiment, or allow it: allow_changed=[{keys}]"
         )

@@ -12,10 +12,15 @@ class Chain(nn.Module):
 
     Args:
         parts: modules with `forward(features, lengths) -> (features, lengths)`.
+
+    Raises:
+        ValueError: no part.
     """
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
+        if not parts:
+            raise ValueError("parts: expected at least one")
         self.parts = nn.ModuleList(parts)
 
     @property

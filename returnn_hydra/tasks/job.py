@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from returnn_hydra.build import Builder
 from returnn_hydra.config.compose import Composed, finish, override_key
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.config.experiment import check_experiment
 from returnn_hydra.config.run_name import run_name
 from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.errors import LockedError, StateError, last_line
@@ -51,6 +52,8 @@ def run(composed: DictConfig) -> Any:
         {str(group): choice for group, choice in hydra.runtime.choices.items()},
         hydra.mode == RunMode.MULTIRUN,
     )
+    files = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    check_experiment(job.choices, job.overrides, files)
     if started_by_torchrun():
         Ranks.start(composed.distributed_timeout).broadcast(job)
     return _run(job)

@@ -22,6 +22,7 @@ from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.evaluator import TrainStep
 from returnn_hydra.engine.init_params import InitFrom
+from returnn_hydra.engine.load_parameters import load_parameters
 from returnn_hydra.engine.other_run import OtherRun
 from returnn_hydra.engine.parallel import ReplicatedStep, ShardedStep
 from returnn_hydra.engine.retention import Retention
@@ -234,7 +235,8 @@ def load_model(context: Context) -> tuple[nn.Module, int]:
     """The model with the parameters of `load_epoch`, and the epoch's number.
 
     Raises:
-        ConfigError: there is no such checkpoint, or its parameters don't fit the model.
+        ConfigError: there is no such checkpoint.
+        UsageError: its parameters don't fit the model.
     """
     folder = context.folder.path
     store = CheckpointStore(context.folder.checkpoints)
@@ -248,13 +250,8 @@ def load_model(context: Context) -> tuple[nn.Module, int]:
     epoch = epoch_to_load(folder, epochs, context.values["load_epoch"], context.values["score"])
     checkpoint = store.load(epoch, map_location=context.device)
     model = context.model()
-    try:
-        model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the parameters of {folder} epoch {epoch} don't fit `model`: {' '.join(str(error).split())}; "
-            f"run={folder} takes the configuration of that run"
-        ) from error
+    advice = f"run={folder} takes the configuration of that run"
+    load_parameters(model, checkpoint.model, f"{folder} epoch {epoch}", advice)
     logger.info("Loaded epoch %d of %s", epoch, folder)
     return model, epoch
 
