@@ -193,7 +193,6 @@ class LayerCall:
             parameter = store.require(reused, self.path)
             if tuple(parameter.shape) != tuple(shape):
                 raise self.error(f"reuse_params: {reused} has shape {tuple(parameter.shape)}, needed is {tuple(shape)}")
-            store.note_use(self.param_path, reused)
         else:
             trainable = trainable and self.options.get("trainable", True) is not False and self.scope.trainable
             parameter = store.get(self.param_path, name, tuple(shape), init, trainable, buffer)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from returnn_hydra.network.axis import BATCH, BEAM, Axis
 from returnn_hydra.network.call import LayerCall
+from returnn_hydra.network.declared import as_declared, declared_type
 from returnn_hydra.network.expressions import evaluate_expression
 from returnn_hydra.network.named_tensor import NamedTensor, broadcast
 from returnn_hydra.network.tf_face.data import UserData
@@ -88,6 +89,11 @@ def _result(call: LayerCall, layout: _Layout, value: Any) -> NamedTensor:
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value, device=call.device)
     raw = value.as_subclass(Tensor)
+    declared = declared_type(call)
+    if declared is not None and not _fits(layout, raw, declared):
+        value = as_declared(call, raw, layout.first, declared)
+        if value is not None:
+            return value
     template = layout.template
     rest = list(layout.rest)
     lead = 1 if layout.first else 0
@@ -110,7 +116,16 @@ def _result(call: LayerCall, layout: _Layout, value: Any) -> NamedTensor:
         sparse_dim=template.sparse_dim if integer and feature is None else None,
         vocab=template.vocab if integer and feature is None else None,
     )
-    return _declared(call, result)
+    return _with_classes(result, declared or {})
+
+
+def _fits(layout: _Layout, raw: Tensor, declared: Mapping[str, Any]) -> bool:
+    """Has the value the axes of the sources, as far as the declared type tells?"""
+    lead = 1 if layout.first else 0
+    if raw.dim() != len(layout.rest) + lead:
+        return False
+    shape = declared.get("shape")
+    return shape is None or len(shape) == len(layout.rest)
 
 
 def _fitting(call: LayerCall, axis: Axis, size: int, template: NamedTensor) -> Axis:
@@ -123,11 +138,8 @@ def _fitting(call: LayerCall, axis: Axis, size: int, template: NamedTensor) -> A
     return Axis(f"{call.name}:eval", size)
 
 
-def _declared(call: LayerCall, result: NamedTensor) -> NamedTensor:
-    """`out_type` may say that the values are class indices, and which type they have."""
-    out_type = call.options.get("out_type")
-    if not isinstance(out_type, Mapping):
-        return result
+def _with_classes(result: NamedTensor, out_type: Mapping[str, Any]) -> NamedTensor:
+    """`out_type` may say that the values are class indices."""
     if out_type.get("sparse") or out_type.get("sparse_dim") is not None:
         size = out_type.get("dim") or getattr(out_type.get("sparse_dim"), "dimension", None)
         return result.like(result.raw, sparse_dim=size, feature=None)

@@ -14,11 +14,11 @@ from returnn_hydra.batch import Batch, Loss, Output, TensorSpec
 from returnn_hydra.network import sequence_losses as sequence_losses  # registers its losses
 from returnn_hydra.network.dumps import Dump
 from returnn_hydra.network.errors import NetworkError, TooShort, nearest
+from returnn_hydra.network.extra import SEARCH, MainScope, plain_names
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.net import Net
 from returnn_hydra.network.parameters import ParameterStore, tf_name, torch_name
 from returnn_hydra.network.run_state import RunState
-from returnn_hydra.network.scope import Scope
 from returnn_hydra.network.streams import batch_of_examples, named_streams
 
 BUILD_LENGTHS = (12, 64, 512, 8192)
@@ -85,6 +85,7 @@ class NetworkModel(nn.Module):
         layers: compute these, too, besides those that the dict itself asks for (forward or search output layers).
         search: also make the parameters of layers that only a search needs (language models to combine with).
         epoch: that the network was made for.
+        search_in_training: names of layers that are also computed in search, where the losses are; their losses count.
         read_labels: reads the `vocab_file` that a layer names: the names of all labels.
 
     Raises:
@@ -103,6 +104,7 @@ class NetworkModel(nn.Module):
         layers: Iterable[str] = (),
         search: bool = False,
         epoch: int = 1,
+        search_in_training: Sequence[str] = (),
         read_labels: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
@@ -112,6 +114,7 @@ class NetworkModel(nn.Module):
         self.net = Net(network)
         self.extra_layers = list(layers)
         self.for_search = search
+        self.search_in_training = list(search_in_training)
         self.epoch = epoch
         self.step = 0
         self.user = {
@@ -152,7 +155,8 @@ class NetworkModel(nn.Module):
         """
         run = self._run_state(batch, search, with_losses)
         self._compute(run, layers)
-        return NetworkResult(run.outputs, run.losses, run.errors, run.constraints, run.dumps)
+        losses, errors = plain_names(run.losses), plain_names(run.errors)
+        return NetworkResult(run.outputs, losses, errors, run.constraints, run.dumps)
 
     def layer_output(self, result: NetworkResult, name: str = "output") -> Output:
         """A layer's output for a forward step: batch first, then time; padding zero.
@@ -192,11 +196,14 @@ class NetworkModel(nn.Module):
         )
 
     def _compute(self, run: RunState, layers: Iterable[str] = ()) -> None:
-        scope = Scope(self.net, run, self.store)
+        scope = MainScope(self.net, run, self.store)
         names = self.net.roots(run.search, run.with_losses)
         external = [n for n in names if self.net.layers[n].get("register_as_extern_data")]
         for name in [*external, *[n for n in names if n not in external], *layers]:
             scope.get(name)
+        if run.with_losses and not run.search:
+            for name in self.search_in_training:
+                scope.extra(SEARCH, inside=True).own(name)
         scope.release()
 
     # --- building

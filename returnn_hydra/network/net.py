@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,15 @@ from returnn_hydra.network.options import check_options, layer_options
 from returnn_hydra.network.registry import LayerClass, layer_class
 
 SOURCE_FREE = frozenset(("constant", "variable", "range", "train_flag", "global_train_step", "random", "eval_flag"))
+
+
+_EXTRA = re.compile(r"(extra(?:\.[A-Za-z0-9_.()]+)?):(.+)", re.DOTALL)
+
+
+def split_extra(ref: Any) -> tuple[str, str] | None:
+    """Prefix and name of `extra.search:output`; None for any other name of a layer."""
+    match = _EXTRA.fullmatch(ref) if isinstance(ref, str) and ref.startswith("extra") else None
+    return (match[1], match[2]) if match else None
 
 
 class LayerSpec:

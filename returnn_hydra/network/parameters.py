@@ -71,12 +71,6 @@ class ParameterStore:
             owners.append(path)
         return found
 
-    def note_use(self, layer: str, path: str) -> None:
-        """Another layer's parameter is used by `layer` too (`reuse_params`)."""
-        owners = self.by_layer.setdefault(layer, [])
-        if path not in owners:
-            owners.append(path)
-
     def find(self, path: str) -> Tensor | None:
         name = torch_name(path)
         found = self.module._parameters.get(name)

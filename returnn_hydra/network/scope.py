@@ -13,7 +13,7 @@ from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import NetworkError, nearest
 from returnn_hydra.network.losses import report_loss
 from returnn_hydra.network.named_tensor import NamedTensor
-from returnn_hydra.network.net import LayerSpec, Net
+from returnn_hydra.network.net import LayerSpec, Net, split_extra
 from returnn_hydra.network.norms import batch_norm
 from returnn_hydra.network.parameters import ParameterStore
 from returnn_hydra.network.run_state import RunState
@@ -39,6 +39,7 @@ class Scope:
 
     step: StepScope | None = None
     loop_axis: Axis | None = None
+    is_extra = False
 
     def __init__(
         self,
@@ -65,7 +66,9 @@ class Scope:
         self.values: dict[str, NamedTensor] = {}
         self.children: dict[str, Scope] = {}
         self._active: list[str] = []
+        self.with_gradients = torch.is_grad_enabled()
         if parent is not None:
+            self.is_extra = parent.is_extra
             self.step = parent.step
             self.loop_axis = parent.loop_axis
 
@@ -108,6 +111,8 @@ class Scope:
             return self.step_index()
         if ref.startswith("layer:"):
             return self.get(ref.removeprefix("layer:"))
+        if self.parent is not None and split_extra(ref):
+            return self.parent.get(ref)
         if "/" in ref:
             return self.sub_layer(ref)
         raise NetworkError(f"{self.net.path or 'network'}: there is no layer {ref!r}{nearest(ref, self.net.layers)}")
@@ -175,7 +180,8 @@ class Scope:
             raise NetworkError(f"{self.net.path}{name}: the layers need each other: {chain}")
         self._active.append(name)
         try:
-            value = self.compute(self.net.spec(name))
+            with torch.set_grad_enabled(self.with_gradients):  # also if a loop without gradients asks first
+                value = self.compute(self.net.spec(name))
         finally:
             self._active.pop()
         self.values[name] = value

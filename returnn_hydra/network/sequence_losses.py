@@ -186,9 +186,12 @@ def bleu(data: LossInput) -> LossValue:
 
 @register_loss("search_score")
 def search_score(data: LossInput) -> LossValue:
-    """Minus the scores of all hypotheses."""
+    """Minus the scores of all hypotheses, or of those that were decided for."""
     beam = data.output.beam_axis
     choice: Any = beam.choice if beam is not None else None
+    decided = (data.output.parts or {}).get("beam_scores")
+    if decided is not None:
+        return LossValue(-decided.raw.sum())
     if choice is None:
         raise data.call.error("loss 'search_score' needs a layer that searched (class 'choice')")
     return LossValue(-choice.final_scores.raw.sum())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from returnn_hydra.network.rec.search import best_successors, combined_scores
+from returnn_hydra.network.rec.search import best_successors, scores_to_combine
+
+
+def combined_scores(*tensors: Any, prob_scale: float = 1.0, base_scale: float = 1.0, **options: Any) -> torch.Tensor:
+    base, new = scores_to_combine(*tensors, **options)
+    return base * base_scale + new * prob_scale
 
 
 def test_ended_hypotheses_go_on_with_label_0() -> None:

@@ -169,3 +169,41 @@ def test_a_layer_switches_noise_on_parameters_off(
     torch.manual_seed(1)
     noisy = model.train()(batch).outputs["output"].raw
     assert torch.equal(quiet, noisy) is not disturbed
+
+
+def test_l2_of_a_reused_parameter_counts_once(batch: Batch) -> None:
+    net = {
+        "a": layer("linear", n_out=4, activation=None, L2=0.5),
+        "output": layer("linear", "a", n_out=4, activation=None, L2=0.5, reuse_params="a"),
+    }
+    model = NetworkModel(net, SPECS)
+    expected = 0.5 * (model.parameter("a/W").square().sum() + model.parameter("a/b").square().sum())
+    torch.testing.assert_close(model(batch).total_constraints(), expected)
+
+
+def test_size_base_drops_the_frames_that_are_too_many(batch: Batch) -> None:
+    """Up-sampling gives whole multiples; the targets are shorter."""
+    net = {
+        "less": layer("pool", pool_size=(3,), mode="max", padding="same"),
+        "more": layer("transposed_conv", "less", n_out=2, filter_size=(3,), strides=(3,), activation=None),
+        "output": layer("reinterpret_data", "more", size_base="data"),
+    }
+    result = NetworkModel(net, SPECS)(batch)
+    output, more = result.outputs["output"].batch_major(), result.outputs["more"].batch_major()
+    assert more.raw.shape == (2, 6, 2)
+    torch.testing.assert_close(output.raw, more.raw[:, :5])
+    assert output.time_axis is not None and output.time_axis.lengths.tolist() == [5, 3]
+
+
+def test_a_function_may_add_in_place(batch: Batch) -> None:
+    """TensorFlow's `x += y` makes a new tensor, of the common shape."""
+
+    def widened(source: Any, **_: Any) -> Any:
+        x = source(0)[:1]
+        x += source(0)
+        return x
+
+    net = {"output": layer("eval", eval=widened), "b": layer("copy", is_output_layer=True)}
+    result = NetworkModel(net, SPECS)(batch)
+    torch.testing.assert_close(result.outputs["output"].raw, batch["data"] + batch["data"][:1])
+    torch.testing.assert_close(result.outputs["b"].raw, batch["data"])

@@ -43,6 +43,7 @@ def rec(
     debug: Any = None,
     state_keep_over_epoch: bool = False,
     size_target: str | None = None,
+    back_prop: bool | None = None,
 ) -> NamedTensor:
     """A recurrent unit over time, or a network that is computed frame by frame."""
     del recurrent_weights_init, bias_init, debug
@@ -53,7 +54,8 @@ def rec(
     if isinstance(unit, Mapping):
         if direction not in (None, 1):
             raise call.error(f"direction = {direction} with a network as unit is not supported")
-        return run_network(call, unit, axis, max_seq_len, include_eos, cheating, optimize_move_layers_out)
+        with torch.set_grad_enabled(back_prop is not False and torch.is_grad_enabled()):
+            return run_network(call, unit, axis, max_seq_len, include_eos, cheating, optimize_move_layers_out)
     if size_target is not None:
         raise call.error("'size_target' only has a meaning with a network as unit")
     x = call.x

@@ -5,7 +5,8 @@ Legend: B sequences, K hypotheses, V labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from returnn_hydra.network.activations import safe_log
 from returnn_hydra.network.axis import BEAM, Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import nearest
-from returnn_hydra.network.named_tensor import NamedTensor, select_beams, to_beam
-from returnn_hydra.network.rec.search import SearchStep, best_successors, combined_scores
+from returnn_hydra.network.named_tensor import NamedTensor, latest_beam, select_beams, to_beam
+from returnn_hydra.network.rec.search import SearchStep, best_successors, scores_to_combine
 from returnn_hydra.network.registry import register_layer
+from returnn_hydra.network.tf_face.network import UserChoice
+from returnn_hydra.network.tf_face.tensor import tf_tensor
 
 INPUT_TYPES = ("prob", "log_prob", "logits", "regression")
 
@@ -44,9 +47,7 @@ def choice(
     explicit_search_sources: Any = None,
 ) -> NamedTensor:
     """The next label: from the target in training, the best continuations in search."""
-    del explicit_search_source, explicit_search_sources, source_beam_sizes
-    if custom_score_combine is not None or keep_beams:
-        raise call.error("options 'custom_score_combine' and 'keep_beams' are not supported; nearest: 'prob_scale'")
+    del source_beam_sizes
     if input_type not in INPUT_TYPES:
         raise call.error(f"input_type {input_type!r} is not supported{nearest(input_type, INPUT_TYPES)}")
     del add_to_beam_scores
@@ -56,6 +57,10 @@ def choice(
         return _sampled(call, input_type, key, scheduled_sampling)
     if not searching:
         target = call.scope.target(key)
+        beam = latest_beam(call.sources) if call.run.search and call.stepping else None
+        if beam is not None and target.beam_axis is None:  # the same for all hypotheses of another choice
+            axes = [call.run.batch, beam, *[axis for axis in target.axes if axis is not call.run.batch]]
+            return target.like(target.expanded(axes), axes)
         return target.like(target.raw, feature=target.feature)
     if not call.stepping:
         raise call.error("searches only inside of a rec layer")
@@ -63,18 +68,58 @@ def choice(
         raise call.error("a search needs one source of label scores")
     scores = log_scores(call, call.sources[0], input_type)
     options = _Options(
-        beam_size, prob_scale, base_beam_score_scale, random_sample_scale, length_normalization,
-        length_normalization_exponent, cheating,
-    )  # fmt: skip
-    return _search(call, scores, options, key)
+        beam_size, keep_beams, random_sample_scale, length_normalization, length_normalization_exponent, cheating
+    )
+    if custom_score_combine is not None:
+        combine = _by_user(call, custom_score_combine, explicit_search_sources or explicit_search_source or ())
+    else:
+
+        def combine(base: Tensor, new: Tensor, ended: Tensor | None) -> Tensor:
+            del ended
+            return new * prob_scale + base * base_beam_score_scale
+
+    return _search(call, scores, options, combine, key)
 
 
+@dataclass(frozen=True)
 class _Options:
-    def __init__(
-        self, beam: int, prob: float, base: float, sample: float, normalize: bool, exponent: float, cheating: Any
-    ) -> None:
-        self.beam, self.prob, self.base, self.sample = beam, prob, base, sample
-        self.normalize, self.exponent, self.cheating = normalize, exponent, cheating
+    beam: int
+    keep_beams: bool
+    sample: float
+    normalize: bool
+    exponent: float
+    cheating: Any
+
+
+Combine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Scores so far (B, K, 1), of the next label (B, K, V), which have ended (B, K): new scores (B, K, V)."""
+
+
+def _by_user(call: LayerCall, function: Callable[..., Any], sources: Sequence[str] | str) -> Combine:
+    """`custom_score_combine`: a function of the config."""
+
+    def combine(base: Tensor, new: Tensor, ended: Tensor | None) -> Tensor:
+        step = call.scope.step
+        assert step is not None
+        flags = torch.zeros(new.shape[:2], dtype=torch.bool, device=new.device) if ended is None else ended
+        names = [sources] if isinstance(sources, str) else list(sources)
+        result = function(
+            layer=UserChoice(call, names, new.shape[2]),
+            scores_in=tf_tensor(new),
+            scores_base=tf_tensor(base),
+            t=tf_tensor(torch.tensor(step.t, dtype=torch.int32)),
+            end_flags=tf_tensor(flags),
+            batch_dim=new.shape[0],
+            scores_beam_in=new.shape[1],
+            base_beam_in=new.shape[1],
+        )
+        if not isinstance(result, Tensor) or result.shape != new.shape:
+            raise call.error(
+                f"custom_score_combine gave {getattr(result, 'shape', result)}, expected {tuple(new.shape)}"
+            )
+        return result.as_subclass(Tensor)
+
+    return combine
 
 
 def log_scores(call: LayerCall, source: NamedTensor, input_type: str) -> NamedTensor:
@@ -91,7 +136,7 @@ def log_scores(call: LayerCall, source: NamedTensor, input_type: str) -> NamedTe
     return source.dense(safe_log(source.raw))
 
 
-def _search(call: LayerCall, scores: NamedTensor, options: _Options, key: str) -> NamedTensor:
+def _search(call: LayerCall, scores: NamedTensor, options: _Options, combine: Combine, key: str) -> NamedTensor:
     step = call.scope.step
     assert step is not None
     batch, labels = call.run.batch, call.feature(scores)
@@ -107,16 +152,10 @@ def _search(call: LayerCall, scores: NamedTensor, options: _Options, key: str) -
     base = earlier.scores.raw if earlier is not None else raw.new_zeros(batch.size, 1)
     ended = step.ended()
     flags = None if ended is None else ended.expanded(lead).reshape(base.shape)
-    combined = combined_scores(
-        base,
-        raw,
-        step.t,
-        flags,
-        length_normalization=options.normalize,
-        exponent=options.exponent,
-        prob_scale=options.prob,
-        base_scale=options.base,
+    so_far, new = scores_to_combine(
+        base, raw, step.t, flags, length_normalization=options.normalize, exponent=options.exponent
     )
+    combined = combine(so_far, new, flags)
     if options.sample:
         noise = -torch.log(-torch.log(torch.rand_like(combined)))
         combined = combined + noise * options.sample
@@ -126,7 +165,9 @@ def _search(call: LayerCall, scores: NamedTensor, options: _Options, key: str) -
         if target.axes != (batch,):
             raise call.error("cheating needs the target, and a loop over its frames")
         gold = target.raw
-    parents, best, values = best_successors(combined, options.beam, gold, options.cheating == "exclusive")
+    parents, best, values = best_successors(
+        combined, options.beam, gold, options.cheating == "exclusive", options.keep_beams
+    )
     beam = Axis(f"{call.path}:beam", options.beam, BEAM)
     axes = (batch, beam)
     beam.choice = SearchStep(source, NamedTensor(parents, axes), NamedTensor(values, axes), options.normalize)
@@ -168,12 +209,13 @@ def decide(call: LayerCall, *, length_normalization: bool = False) -> NamedTenso
     if length_normalization and time is not None and time.lengths is not None:
         scores = scores / NamedTensor(time.lengths.to(scores.device), time.over).expanded([batch, beam])
     best = Axis("best", 1, BEAM)
+    parts = {"beam_scores": NamedTensor(scores.amax(1), (batch,))}
     chosen = select_beams(x, NamedTensor(scores.argmax(1, keepdim=True), (batch, best)), best)
     result = chosen.select(best, 0)
     for axis in result.axes:
         if axis.lengths is not None and best in axis.over:
             result = _cut(result, axis, best)
-    return result.batch_major()
+    return result.like(result.raw, parts=parts).batch_major()
 
 
 def _cut(x: NamedTensor, axis: Axis, best: Axis) -> NamedTensor:

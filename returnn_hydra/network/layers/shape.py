@@ -340,20 +340,26 @@ def _resized(call: LayerCall, x: NamedTensor, base: NamedTensor) -> NamedTensor:
     if len(mine) != len(theirs):
         raise call.error(f"size_base: {len(mine)} dynamic axes here, {len(theirs)} there")
     for old, new in zip(mine, theirs, strict=True):
-        if old.size != new.size:
-            if not call.run.building:
-                raise call.error(f"size_base: axis {old} has size {old.size}, but {new} there")
-            x = _fitted(x, old, new.size)  # made-up streams need not fit each other
-            old = next(axis for axis in x.axes if axis.name == "fitted")
+        if old.size < new.size and not call.run.building:
+            raise call.error(f"size_base: axis {old} has size {old.size}, but {new} there")
+        if old.size != new.size:  # more frames than needed, or made-up streams, which need not fit each other
+            x, old = _fitted(x, old, new.size)
         x = x.relabelled(old, new)
     return x
 
 
-def _fitted(x: NamedTensor, axis: Axis, size: int) -> NamedTensor:
-    dim = x.index(axis)
+def _fitted(x: NamedTensor, axis: Axis, size: int) -> tuple[NamedTensor, Axis]:
+    """The first `size` entries of an axis, the last one repeated if there are fewer."""
     index = torch.arange(size, device=x.raw.device).clamp(max=axis.size - 1)
-    new = Axis("fitted", size, lengths=torch.full((1,), size))
-    return x.like(x.raw.index_select(dim, index), [new if a is axis else a for a in x.axes])
+    new = axis.derived(("fitted", size), lambda: Axis("fitted", size, lengths=torch.full((1,), size)))
+    before = x.before_activation
+
+    def take(value: NamedTensor) -> NamedTensor:
+        axes = [new if a is axis else a for a in value.axes]
+        return value.like(value.raw.index_select(value.index(axis), index), axes)
+
+    made = take(x)
+    return made.like(made.raw, before_activation=(before[0], take(before[1])) if before else None), new
 
 
 def _tagged(call: LayerCall, x: NamedTensor, axis: Any, tag: Any) -> NamedTensor:

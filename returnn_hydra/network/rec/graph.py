@@ -31,18 +31,25 @@ class Plan:
 
 
 def references_of(spec: LayerSpec, searching: bool) -> list[str]:
-    """What a layer reads; `choice` reads its scores only when it searches, else the target."""
+    """What a layer reads; `choice` reads its scores only where there is a search, else the target."""
     found = spec.references()
     if spec.known.name != "choice":
         return [ref for ref in found if not _only_target(spec, ref)]
-    if searching or spec.options.get("scheduled_sampling"):
-        keep = bool(spec.options.get("cheating")) or bool(spec.options.get("scheduled_sampling"))
+    if in_search(spec, searching) or spec.options.get("scheduled_sampling"):
+        options = spec.options
+        keep = options.get("search") is False or options.get("cheating") or options.get("scheduled_sampling")
         return [*(ref for ref in found if keep or not _only_target(spec, ref)), f"prev:{spec.name}"]
-    return [ref for ref in found if _only_target(spec, ref) or ref in _layer_targets(spec)]
+    return [ref for ref in found if _only_target(spec, ref) or ref in layer_targets(spec.options)]
 
 
-def _layer_targets(spec: LayerSpec) -> list[str]:
-    target = spec.options.get("target")
+def in_search(spec: LayerSpec, searching: bool) -> bool:
+    """Is it a `choice` that searches, or that takes part in a search with its target (`search` = False)?"""
+    return spec.known.name == "choice" and (searching or bool(spec.options.get("search")))
+
+
+def layer_targets(options: Mapping[str, Any]) -> list[str]:
+    """The layers among the targets (`layer:NAME`)."""
+    target = options.get("target")
     targets = target if isinstance(target, (list, tuple)) else [target]
     return [t.removeprefix("layer:") for t in targets if isinstance(t, str) and t.startswith("layer:")]
 
@@ -91,8 +98,7 @@ def make_plan(
     else:
         loop = {name for name in names if name in reach[name] or (name == "end" and not known_length)}
         loop |= {name for name in varies if not _movable(net.spec(name), varies, edges, known_length)}
-        if searching:
-            loop |= {name for name in names if net.spec(name).known.name == "choice"}
+        loop |= {name for name in names if in_search(net.spec(name), searching)}
         loop |= {n for n in names if reach[n] & loop and any(n in reach[other] for other in loop)}
     outside = [name for name in names if name not in loop]
     needed = {dep for name in outside for dep in edges[name]} | set(roots)
@@ -150,7 +156,7 @@ def _varies(spec: LayerSpec, reach: set[str], net: Net, varying: frozenset[str],
 
 def _target_refs(spec: LayerSpec, searching: bool) -> list[str]:
     """The target of a `choice` that does not search is its value."""
-    if spec.known.name != "choice" or searching:
+    if spec.known.name != "choice" or in_search(spec, searching):
         return []
     return [ref for ref in spec.references() if _only_target(spec, ref)]
 

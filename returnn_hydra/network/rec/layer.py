@@ -56,11 +56,25 @@ def _frames(call: LayerCall, net: Net, axis: Any) -> tuple[NamedTensor | None, A
             return x, time
     else:
         x = None
-    if call.run.search and "end" in net:
+    trains = call.scope.is_extra and call.run.with_losses
+    if call.run.search and "end" in net and not call.options.get("size_target") and not trains:
         return x, None
-    key = _target_key(call, net)
+    key = _first_target(call, net) if trains else _target_key(call, net)
     target = call.scope.target(key)
     return x, call.time(target)
+
+
+def _first_target(call: LayerCall, net: Net) -> str:
+    """A search in training has as many frames as the stream that comes first by name, of those that layers of the unit
+    name as target (as RETURNN has it); `size_target` says it better.
+    """
+    found = [_first(options.get("target")) for options in net.layers.values()]
+    known = [key for key in found if isinstance(key, str) and key in call.run.data]
+    return str(call.options.get("size_target") or min(known, default=call.default_target()))
+
+
+def _first(target: Any) -> Any:
+    return target[0] if isinstance(target, (list, tuple)) and target else target
 
 
 def _target_key(call: LayerCall, net: Net) -> str:
@@ -72,7 +86,7 @@ def _target_key(call: LayerCall, net: Net) -> str:
     for name in net.layers:
         target = net.layers[name].get("target")
         if net.layers[name].get("class") == "choice" and target:
-            return str(target[0] if isinstance(target, (list, tuple)) else target)
+            return str(_first(target))
     return call.default_target()
 
 

@@ -17,7 +17,7 @@ from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.losses import report_loss
 from returnn_hydra.network.named_tensor import NamedTensor, select_beams
 from returnn_hydra.network.net import Net
-from returnn_hydra.network.rec.graph import Plan, make_plan
+from returnn_hydra.network.rec.graph import Plan, layer_targets, make_plan
 from returnn_hydra.network.rec.initial import InitialValues
 from returnn_hydra.network.rec.search import SearchStep
 from returnn_hydra.network.rec.step import Frame, StepScope, follow
@@ -75,12 +75,13 @@ class RecScope(Scope):
 
     @property
     def reports_losses(self) -> bool:
-        return self.run.with_losses and not self.run.search
+        return self.run.with_losses and (self.is_extra or not self.run.search)
 
     def wanted(self) -> list[str]:
         """Layers that are computed for their own sake or for layers outside."""
         roots = self.net.roots(self.run.search, self.reports_losses)
-        names = [name for name in self.outside_references() if name in self.net]
+        targets = [ref for name in roots for ref in layer_targets(self.net.layers[name])] if self.reports_losses else []
+        names = [name for name in (*targets, *self.outside_references()) if name in self.net]
         return list(dict.fromkeys(["output", *roots, *names]))
 
     def outside_references(self) -> list[str]:
@@ -91,7 +92,7 @@ class RecScope(Scope):
             if name == self.owner.name:
                 continue
             for ref in _all_strings(self.owner.scope.net.layers[name]):
-                ref = ref.removeprefix("base:")
+                ref = ref.removeprefix("base:").removeprefix(self.owner.scope.net.path)
                 if ref.startswith(prefix):
                     found.append(ref.removeprefix(prefix).partition("/")[0])
         return found
@@ -207,7 +208,7 @@ class RecScope(Scope):
 
     def _finish_frame(self, step: StepScope, before: Frame | None) -> Frame:
         ended, lengths = None, None
-        if "end" in self.plan.loop:
+        if self.loop is None and "end" in self.plan.loop:
             now = step.get("end")
             now = follow(now, step.beam)
             was = step.ended()

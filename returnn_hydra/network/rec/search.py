@@ -39,7 +39,7 @@ class SearchStep:
         return self.scores
 
 
-def combined_scores(
+def scores_to_combine(
     base: Tensor,
     log_probs: Tensor,
     step: int,
@@ -47,10 +47,8 @@ def combined_scores(
     *,
     length_normalization: bool = True,
     exponent: float = 1.0,
-    prob_scale: float = 1.0,
-    base_scale: float = 1.0,
-) -> Tensor:
-    """base * base_scale + prob_scale * log p. An ended hypothesis goes on with label 0 only, at no cost.
+) -> tuple[Tensor, Tensor]:
+    """What is added up to the new scores. An ended hypothesis goes on with label 0 only, at no cost.
 
     With length normalization the score of an ended hypothesis grows by ((step + 1) / step) ** exponent, so that one
     division by the longest length at the end of the search divides every score by its own.
@@ -62,7 +60,7 @@ def combined_scores(
         ended: (B, K).
 
     Returns:
-        (B, K, V).
+        (B, K, 1) and (B, K, V).
     """
     if ended is not None:
         if length_normalization and step > 0:
@@ -70,11 +68,15 @@ def combined_scores(
         only_zero = torch.full_like(log_probs[0, 0], NEVER)
         only_zero[0] = 0.0
         log_probs = torch.where(ended[..., None], only_zero, log_probs)
-    return log_probs * prob_scale + base[..., None] * base_scale
+    return base[..., None], log_probs
 
 
 def best_successors(
-    scores: Tensor, beam_size: int, gold: Tensor | None = None, exclusive: bool = False
+    scores: Tensor,
+    beam_size: int,
+    gold: Tensor | None = None,
+    exclusive: bool = False,
+    keep_beams: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best (hypothesis, label) pairs.
 
@@ -83,11 +85,18 @@ def best_successors(
         beam_size: N.
         gold: (B,) reference labels that the last hypothesis takes ("cheating").
         exclusive: the gold pair must not appear twice.
+        keep_beams: every hypothesis goes on with its N / K best labels.
 
     Returns:
         hypotheses, labels and scores, (B, N) each, of equal ones the first; missing ones have score -inf.
     """
     batch, beam_in, num_labels = scores.shape
+    if keep_beams:
+        alone = None if gold is None else gold.repeat_interleave(beam_in)
+        each = best_successors(scores.reshape(-1, 1, num_labels), beam_size // beam_in, alone, exclusive)
+        labels, values = (part.reshape(batch, -1) for part in each[1:])
+        parents = torch.arange(beam_in, device=scores.device).repeat_interleave(beam_size // beam_in)
+        return parents.expand(batch, -1), labels, values
     flat = scores.reshape(batch, beam_in * num_labels)
     gold_index = None
     if gold is not None:

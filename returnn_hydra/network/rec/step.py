@@ -121,7 +121,17 @@ class StepScope(Scope):
         return state
 
     def ended(self) -> NamedTensor | None:
-        """Which hypotheses ended before this frame, for the present beam."""
+        """Which hypotheses ended before this frame, for the present beam.
+
+        Where the number of frames is known, it says so, not the layer `end`; without `include_eos` the frame behind the
+        last one still counts.
+        """
+        loop = self.rec.loop
+        if loop is not None:
+            if loop.lengths is None:
+                return None
+            last = loop.lengths if self.rec.include_eos else loop.lengths + 1
+            return NamedTensor((self.t >= last).to(self.run.device), loop.over)
         if self.before is None or self.before.ended is None:
             return None
         return follow(self.before.ended, self.beam)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,14 @@ from returnn_hydra.network.axis import BATCH, BEAM, Axis
 from returnn_hydra.network.expressions import Facade
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.tf_face.tensor import tf_tensor
+
+
+class DeclaredData:
+    """RETURNN's `Data(...)` where a function of the config makes one, as type of a value (`out_type`)."""
+
+    def __init__(self, name: str | None = None, **options: Any) -> None:
+        self.name = name
+        self.options = options
 
 
 class UserData(Facade):

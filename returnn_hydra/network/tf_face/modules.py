@@ -11,6 +11,7 @@ import torch
 from returnn_hydra.network.activations import safe_exp, safe_log
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.expressions import Namespace
+from returnn_hydra.network.tf_face.data import DeclaredData
 from returnn_hydra.network.tf_face.namespace import tf_namespace, where_bc
 from returnn_hydra.network.tf_face.tensor import as_tensor, tf_tensor
 
@@ -87,6 +88,7 @@ def _refusing(name: str, instead: str) -> Any:
 
 
 HELPERS: dict[str, Any] = {
+    "Data": DeclaredData,
     "where_bc": where_bc,
     "safe_log": safe_log,
     "safe_exp": safe_exp,

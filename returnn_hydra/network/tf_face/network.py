@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from returnn_hydra.network.errors import NetworkError, nearest
 from returnn_hydra.network.expressions import Facade
+from returnn_hydra.network.named_tensor import NamedTensor, to_beam
 from returnn_hydra.network.tf_face.data import UserData
 from returnn_hydra.network.tf_face.tensor import tf_tensor
 
 if TYPE_CHECKING:
     from returnn_hydra.network.call import LayerCall
+    from returnn_hydra.network.scope import Scope
 
 
 class UserConfig(Facade):
@@ -51,10 +54,11 @@ class UserNetwork(Facade):
 
     expression_attributes = frozenset(
         "get_config train_flag global_train_step cond_on_train get_layer layers get_root_network "
-        "get_data_batch_dim eval_flag search_flag epoch get_rec_step_index is_inside_rec_layer".split()
+        "get_data_batch_dim eval_flag search_flag epoch get_rec_step_index is_inside_rec_layer parent_net "
+        "extern_data".split()
     )
 
-    def __init__(self, call: LayerCall) -> None:
+    def __init__(self, call: LayerCall | _Outside) -> None:
         self._call = call
         run = call.run
         self.train_flag = run.train
@@ -82,6 +86,18 @@ class UserNetwork(Facade):
     def get_rec_step_index(self) -> Tensor:
         return tf_tensor(self._call.scope.step_index().raw)
 
+    @property
+    def parent_net(self) -> UserNetwork:
+        """The network around the rec layer or sub-network."""
+        outside = self._call.scope.parent
+        if outside is None:
+            raise NetworkError(f"{self._call.path}: there is no network around this one (parent_net)")
+        return UserNetwork(_Outside(outside, self._call.path))
+
+    @property
+    def extern_data(self) -> _Streams:
+        return _Streams(self._call)
+
     def is_inside_rec_layer(self) -> bool:
         return self._call.stepping or self._call.loop_axis is not None
 
@@ -93,8 +109,38 @@ class UserNetwork(Facade):
         return _Layers(self._call)
 
 
+class _Outside:
+    """What `UserNetwork` needs of a layer, for a network around it."""
+
+    stepping = False
+
+    def __init__(self, scope: Scope, path: str) -> None:
+        self.scope = scope
+        self.run = scope.run
+        self.path = path
+        self.layer = scope.get
+        self.loop_axis = scope.loop_axis
+
+
+class _Streams(Facade):
+    """`network.extern_data`."""
+
+    expression_attributes = frozenset(("data",))
+
+    def __init__(self, call: LayerCall | _Outside) -> None:
+        self.data = _StreamTable(call)
+
+
+class _StreamTable:
+    def __init__(self, call: LayerCall | _Outside) -> None:
+        self._call = call
+
+    def __getitem__(self, key: str) -> UserData:
+        return UserData(self._call.scope.data(key), self._call.scope.all_hidden)
+
+
 class _Layers:
-    def __init__(self, call: LayerCall, path: str = "") -> None:
+    def __init__(self, call: LayerCall | _Outside, path: str = "") -> None:
         self._call = call
         self._path = path
 
@@ -105,16 +151,34 @@ class _Layers:
 class UserSource(Facade):
     """Another layer: `.output` is its data."""
 
-    expression_attributes = frozenset(("output", "subnetwork", "name"))
+    expression_attributes = frozenset(("output", "subnetwork", "name", "search_choices"))
 
-    def __init__(self, call: LayerCall, name: str) -> None:
+    def __init__(self, call: LayerCall | _Outside, name: str) -> None:
         self._call = call
         self.name = name
         self.output = UserData(call.layer(name), call.scope.all_hidden)
 
     @property
+    def search_choices(self) -> UserSearch:
+        return UserSearch(self.output.named, self.name)
+
+    @property
     def subnetwork(self) -> UserSubnetwork:
         return UserSubnetwork(self._call, f"{self.name}/")
+
+
+class UserSearch(Facade):
+    """Scores of the hypotheses of a layer: (B, K)."""
+
+    expression_attributes = frozenset(("beam_scores", "src_beams"))
+
+    def __init__(self, value: NamedTensor, name: str) -> None:
+        decided = (value.parts or {}).get("beam_scores")
+        step: Any = value.beam_axis.choice if value.beam_axis is not None else None
+        if decided is None and step is None:
+            raise NetworkError(f"layer {name!r} comes from no search (search_choices)")
+        self.beam_scores = tf_tensor(decided.raw[:, None] if decided is not None else step.final_scores.raw)
+        self.src_beams = tf_tensor(step.source_beams.raw) if step is not None else None
 
 
 class UserSubnetwork(Facade):
@@ -122,7 +186,7 @@ class UserSubnetwork(Facade):
 
     expression_attributes = frozenset(("layers",))
 
-    def __init__(self, call: LayerCall, path: str) -> None:
+    def __init__(self, call: LayerCall | _Outside, path: str) -> None:
         self.layers = _Layers(call, path)
 
 
@@ -142,3 +206,30 @@ class UserLayer(Facade):
 
     def get_batch_dim(self) -> int:
         return self._call.run.batch.size
+
+
+class UserChoice(UserLayer):
+    """The `choice` layer as its `custom_score_combine` sees it."""
+
+    def __init__(self, call: LayerCall, sources: Sequence[str], dim: int) -> None:
+        super().__init__(call)
+        self.explicit_search_sources = [_BeamSource(call, name) for name in sources]
+        self.output = _Labels(dim)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """`layer.output` while the labels are still being chosen."""
+
+    dim: int
+
+
+class _BeamSource(UserSource):
+    """A layer for the hypotheses that the search goes on from."""
+
+    def __init__(self, call: LayerCall, name: str) -> None:
+        self._call = call
+        self.name = name
+        value = call.layer(name)
+        beam = call.scope.step.beam if call.scope.step is not None else None
+        self.output = UserData(value if beam is None else to_beam(value, beam), call.scope.all_hidden)

@@ -36,7 +36,12 @@ class TfShape(tuple[Dimension, ...]):
 
 
 class TfTensor(Tensor):
-    """Results of torch functions on it are of this class, too."""
+    """Results of torch functions on it are of this class, too. As in TensorFlow, `x += y` makes a new tensor."""
+
+    __iadd__ = Tensor.__add__
+    __isub__ = Tensor.__sub__
+    __imul__ = Tensor.__mul__
+    __itruediv__ = Tensor.__truediv__
 
     def get_shape(self) -> TfShape:
         return TfShape(Dimension(size) for size in self.size())

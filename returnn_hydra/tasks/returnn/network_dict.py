@@ -58,6 +58,7 @@ class NetworkDict:
                 behavior_version=self.session.values.get("behavior_version") or 0,
                 options=self.session.values,
                 epoch=max(epoch, 1),
+                search_in_training=self.session.values.get("search_train_network_layers") or (),
                 read_labels=lambda path: Vocabulary(path).labels,
             )
         except NetworkError as error:
