@@ -72,7 +72,8 @@ def _for_evaluation(
 ) -> Selection:
     if load is None:
         if not existing:
-            raise _no_epoch(f"task={values['task']}", values, existing)
+            error = _no_epoch(f"task={values['task']}", values, existing)
+            raise ConfigError(f"{error}; allow_random_model_init = True takes the model as it is made")
         load = existing[load_epoch or max(existing)]
     epoch = epoch_of_file(load)
     return Selection(load, epoch, (epoch or 0) + 1, False, existing)

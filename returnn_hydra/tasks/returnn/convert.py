@@ -60,7 +60,8 @@ def _code(file: str) -> str:
         return ""
     if (path.parent / "__init__.py").is_file():
         return _import_of(path)
-    return f"\n# --- {path.name}\n{text}\n"
+    place = f"__file__ = {str(path)!r}  # other files are looked for beside it\n" if "__file__" in text else ""
+    return f"\n# --- {path.name}\n{place}{text}\n"
 
 
 def _import_of(path: Path) -> str:

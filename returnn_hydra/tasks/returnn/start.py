@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from returnn_hydra.compat.checkpoint_select import Selection, select_checkpoint
+from returnn_hydra.compat.checkpoint_select import Selection, existing_epochs, select_checkpoint
 from returnn_hydra.config.errors import ConfigError, listed, nearest
 from returnn_hydra.engine.checkpoint import CheckpointStore
 from returnn_hydra.engine.files import FileSystem
@@ -93,12 +93,13 @@ def _optimizer_of(session: Session, file: ModelFile) -> dict[str, Any]:
 
 
 def evaluation_start(session: Session) -> Start:
-    """What forward, search and evaluations load."""
+    """What forward, search and evaluations load; nothing, if the config names nothing to load."""
     values = session.values
-    if values.get("allow_random_model_init") and not values.get("load"):
-        prefix = session.prefix
-        if prefix is None or not list(prefix.parent.glob(f"{prefix.name}.*.pt")):
-            return Start()
+    asked = any(values.get(key) for key in ("load", "load_epoch", "epoch"))
+    allowed = not values.get("model") or values.get("preload_from_files") or values.get("allow_random_model_init")
+    if not asked and allowed and not existing_epochs(values.get("model"), with_optimizer=False):
+        logger.warning("There is no checkpoint: the model is as it is made, and as preload_from_files says")
+        return Start()
     selection = select_checkpoint({**values, "task": values.get("task", "train").replace("train", "eval")})
     assert selection.file is not None
     file = load_model_file(Path(selection.file), FileSystem(), session.device)

@@ -115,6 +115,86 @@ def test_data_sets(command, run, scores, name):
     assert [rate for rate, _ in expected.values()] == [0.01, 0.02]
 
 
+MINI_RETURNN = """#!rnn.py
+import functools
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import networks_of_mine.small as network
+
+get_model = functools.partial(network.Model, **{"config": {"hidden": 7, "from_epoch": 2}})
+train_step = network.train_step
+forward_init_hook = functools.partial(network.forward_init_hook, **{"config": {"file": "out.txt"}})
+from networks_of_mine.small import forward_step, forward_finish_hook
+"""
+NETWORK_OF_MINE = """
+from dataclasses import dataclass
+
+import torch
+from returnn.torch.context import get_run_ctx
+
+
+@dataclass
+class Config:
+    hidden: int
+    from_epoch: int
+
+
+class Model(torch.nn.Module):
+    def __init__(self, config, **kwargs):
+        super().__init__()
+        self.cfg = Config(**config)
+        self.hidden, self.out = torch.nn.Linear(9, self.cfg.hidden), torch.nn.Linear(self.cfg.hidden, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.hidden(x))
+        if self.training and get_run_ctx().epoch >= self.cfg.from_epoch:
+            x = torch.nn.functional.dropout(x, 0.2)
+        return torch.log_softmax(self.out(x), dim=-1)
+
+
+def train_step(*, model, data, run_ctx, **kwargs):
+    lengths, order = torch.sort(data["data:size1"], descending=True)
+    log_probs = model(data["data"][order])
+    picked = torch.nn.utils.rnn.pack_padded_sequence(log_probs, lengths, batch_first=True).data
+    classes = torch.nn.utils.rnn.pack_padded_sequence(data["classes"][order], lengths, batch_first=True).data
+    loss = torch.nn.functional.nll_loss(picked, classes.long(), reduction="sum")
+    run_ctx.mark_as_loss(name="ce", loss=loss, inv_norm_factor=lengths.sum())
+    if run_ctx.epoch >= model.cfg.from_epoch:
+        run_ctx.mark_as_loss(name="norm", loss=model.out.weight.square().sum(), scale=0.01)
+
+
+def forward_init_hook(run_ctx, config, **kwargs):
+    run_ctx.file = open(config["file"], "wt")
+
+
+def forward_step(*, model, data, run_ctx, **kwargs):
+    for tag, row in zip(data["seq_tag"], model(data["data"])):
+        run_ctx.file.write(f"{tag} {float(row[0].exp().sum()):.5f}\\n")
+
+
+def forward_finish_hook(run_ctx, **kwargs):
+    run_ctx.file.close()
+"""
+
+
+def test_mini_returnn_with_networks_beside_the_config(command, run, scores, tmp_path):
+    place = tmp_path / "setup"
+    (place / "networks_of_mine").mkdir(parents=True)
+    (place / "networks_of_mine" / "__init__.py").write_text("")
+    (place / "networks_of_mine" / "small.py").write_text(NETWORK_OF_MINE)
+    (place / "my.config").write_text(MINI_RETURNN + OPTIONS + f"train = {TRAIN['rates']}\nforward_data = dev\n")
+    found = trains_to_the_same_numbers(command, run, scores, "setup/my.config")
+    assert [{key.split("_")[-1] for key in errors} for _, errors in found.values()] == [{"ce"}, {"ce", "norm"}]
+    run("setup/my.config", task="forward")
+    texts = [Path("out.txt").read_text()]
+    Path("out.txt").unlink()
+    assert command("--config-dir=converted", "experiment=mine", "task=forward", "returnn.model=new/model") == 0
+    assert [*texts, texts[0]] == [texts[0], Path("out.txt").read_text()]
+    assert len(texts[0].splitlines()) == 5
+
+
 def test_package_with_relative_imports(command, run, scores, tmp_path):
     package = tmp_path / "setup_of_mine"
     (package / "nets").mkdir(parents=True)

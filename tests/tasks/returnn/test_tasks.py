@@ -60,6 +60,27 @@ def test_preload_a_part(run):
         run("plain_torch.config", model="x/model", preload_from_files={"a": {"file_name": "x"}}, **SMALL)
 
 
+@pytest.mark.parametrize("case", ["no_model", "preload", "allowed", "missing", "asked"])
+def test_forward_without_a_checkpoint(run, caplog, case):
+    """RETURNN takes the model as it is made; here only a config that names no checkpoints, or says so."""
+    file = run("plain_torch.config", task="initialize_model", model="init/net", random_seed=7, **SMALL)
+    options = {
+        "no_model": {"model": "None"},
+        "preload": {"preload_from_files": {"all": {"filename": str(file)}}},
+        "allowed": {"allow_random_model_init": True},
+        "missing": {},
+        "asked": {"allow_random_model_init": True, "load_epoch": 3},
+    }[case]
+    if case in ("missing", "asked"):
+        with pytest.raises(ConfigError, match="allow_random_model_init" if case == "missing" else "load_epoch=3"):
+            run("plain_torch.config", task="eval", **options, **SMALL)
+        return
+    found = run("plain_torch.config", task="eval", log_verbosity=3, **options, **SMALL)
+    assert "There is no checkpoint" in caplog.text
+    expected = run("plain_torch.config", task="eval", load=str(file), **SMALL)
+    assert (found == expected) == (case == "preload")
+
+
 def test_config_function_as_task(run, tmp_path):
     (tmp_path / "my.config").write_text(
         "#!rnn.py\nfrom returnn.config import get_global_config\n"
