@@ -65,7 +65,7 @@ def test_forward_without_a_checkpoint(run, caplog, case):
     """RETURNN takes the model as it is made; here only a config that names no checkpoints, or says so."""
     file = run("plain_torch.config", task="initialize_model", model="init/net", random_seed=7, **SMALL)
     options = {
-        "no_model": {"model": "None"},
+        "no_model": {"model": ""},
         "preload": {"preload_from_files": {"all": {"filename": str(file)}}},
         "allowed": {"allow_random_model_init": True},
         "missing": {},
