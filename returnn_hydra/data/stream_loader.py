@@ -56,6 +56,7 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
         check_finite: bool = False,
+        seed: int = 0,
     ) -> None:
         self.dataset = dataset
         self.specs = dict(specs if specs is not None else dataset.streams)
@@ -66,10 +67,15 @@ class StreamLoader:
         self.rank = rank
         self.world_size = world_size
         self.check_finite = check_finite
+        self.seed = seed
         self._counts: dict[int, Counts] = {}
-        for name in ("buckets", "shuffle_batches"):
-            if getattr(self.batching, name):
-                raise ValueError(f"{name} needs all lengths, which {type(dataset).__name__} does not know")
+        if self.batching.buckets:
+            raise ValueError(f"buckets needs all lengths, which {type(dataset).__name__} does not know")
+        if self.batching.shuffle_batches is True:
+            raise ValueError(
+                f"shuffle_batches=true needs all batches at once, which {type(dataset).__name__} does not give;"
+                " a number of batches shuffles within blocks"
+            )
         check_specs(self.specs, dataset.streams)
         self.batching.check_streams([name for name, spec in self.specs.items() if spec.has_time])
 
@@ -83,7 +89,9 @@ class StreamLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 1), beginning at batch number `start`."""
-        former = BatchFormer(self.dataset, self.specs, self.batching, self.check_finite, self.rank, self.world_size)
+        former = BatchFormer(
+            self.dataset, self.specs, self.batching, self.check_finite, self.rank, self.world_size, self.seed
+        )
         if self.num_workers:
             loader: DataLoader = DataLoader(
                 _Share(former, epoch),
@@ -146,6 +154,7 @@ class BatchFormer:
     check_finite: bool
     rank: int
     num_ranks: int
+    seed: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     """What happened to sequences on their way to the batches, by the names in Report."""
 
@@ -157,7 +166,7 @@ class BatchFormer:
         """
         last: str | None = None
         try:
-            for group in self.groups(epoch):
+            for group in self.shuffled(self.groups(epoch), epoch):
                 last = group[-1].seq_tag
                 yield self.collate(group, epoch)
         except DataError as error:
@@ -194,6 +203,17 @@ class BatchFormer:
             group.append(example)
         if group:
             yield group
+
+    def shuffled(self, groups: Iterator[list[Example]], epoch: int) -> Iterator[list[Example]]:
+        """The same batches, shuffled within every `shuffle_batches` in a row, which are held in memory."""
+        block = int(self.batching.shuffle_batches)
+        if not block:
+            yield from groups
+            return
+        rng = np.random.RandomState([self.seed % 2**32, epoch, 1, self.rank])
+        while batches := list(itertools.islice(groups, block)):
+            for index in rng.permutation(len(batches)):
+                yield batches[index]
 
     def lengths(self, example: Example) -> dict[str, int]:
         """Frames by stream."""
@@ -242,6 +262,7 @@ class _Share(IterableDataset):
             former.check_finite,
             former.rank * worker.num_workers + worker.id,
             former.num_ranks * worker.num_workers,
+            former.seed,
         )
         try:
             yield from share.batches(self.epoch)

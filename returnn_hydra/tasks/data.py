@@ -144,6 +144,6 @@ def build_loader(
         elif order != SeqOrder(seed=order.seed):
             raise ValueError(f"seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
         options.pop("equal_batches", None)
-        return StreamLoader(source, specs, batching, **options)
+        return StreamLoader(source, specs, batching, seed=order.seed, **options)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error

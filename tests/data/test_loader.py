@@ -326,8 +326,25 @@ def test_streaming_options():
     assert contents(StreamLoader(Stream(), SPECS, skipping).epoch(1)) == expected
     with pytest.raises(DataError, match=r"corpus/.* on_too_long=error"):
         list(StreamLoader(Stream(), SPECS, Batching(batch_size=12, on_too_long="error")).epoch(1))
-    with pytest.raises(ValueError, match="shuffle_batches needs all lengths"):
+    with pytest.raises(ValueError, match="shuffle_batches=true needs all batches"):
         StreamLoader(Stream(), SPECS, Batching(shuffle_batches=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streams_shuffle_batches_within_blocks(num_workers):
+    def tags(shuffle_batches, epoch=1, start=0, seed=3):
+        options = Batching(max_seqs=4, shuffle_batches=shuffle_batches)
+        data = StreamLoader(Stream(), SPECS, options, num_workers=num_workers, seed=seed)
+        return [tuple(batch.seq_tags) for batch in data.epoch(epoch, start)]
+
+    plain, shuffled = tags(False), tags(4)
+    assert len(plain) == 10 and shuffled != plain and sorted(shuffled) == sorted(plain)
+    assert tags(4) == shuffled
+    assert tags(4, start=3) == shuffled[3:]
+    assert tags(4, seed=4) != shuffled != tags(4, epoch=2)
+    if not num_workers:
+        for block in (slice(0, 4), slice(4, 8), slice(8, 10)):
+            assert sorted(shuffled[block]) == sorted(plain[block])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
