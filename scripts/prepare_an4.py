@@ -24,6 +24,7 @@ Everything that is written is a function of the corpus.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ FLOOR = 5e-5
 """Smallest energy before the logarithm, of a waveform with peak 1."""
 SPEEDS = (1.0, 0.9, 1.1)
 CHAR_ORDER, WORD_ORDER, UNIT_ORDER = 8, 5, 6
+NEVER = -99 * math.log(10)
+"""Log probability of what does not occur, as ARPA files have it."""
 ENDINGS = (".flac", ".sph", ".wav")
 
 
@@ -161,8 +164,10 @@ def write_subwords(target: Path, texts: Sequence[str], size: int) -> None:
         minloglevel=2,
     )
     vocab = SentencePieceVocabulary(target / "bpe.model")
-    units = [vocab.to_labels(vocab.encode(text)) for text in texts]
-    write_arpa(estimate_ngrams(units, UNIT_ORDER), target / "lm.bpe.arpa")
+    model = estimate_ngrams((vocab.to_labels(vocab.encode(text)) for text in texts), UNIT_ORDER)
+    unigrams = model.log_probs[()]
+    unigrams |= {unit: NEVER for unit in vocab.labels if unit not in unigrams}  # those that only make up larger ones
+    write_arpa(model, target / "lm.bpe.arpa")
 
 
 def main() -> None:
