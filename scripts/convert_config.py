@@ -14,6 +14,9 @@ from returnn_hydra.tasks.returnn.convert import convert
 def main() -> None:
     try:
         line = parse_command_line(sys.argv[1:])
+        if line.show_help:
+            print(f"{__doc__}\nusage: convert_config.py FILE ... [++key value] ... [++to FOLDER]")
+            return
         if not line.files:
             raise ConfigError("expected: FILE ... [++key value] ... [++to FOLDER]")
         folder = Path(dict(line.overrides).get("to", "converted"))

@@ -2,7 +2,7 @@
 
 Run: python scripts/describe_network.py my.config [--draw net.svg] [--epoch 1]
 
-The config is executed, as in training; the same as task=inspect.
+The config is executed, as in training; for configs with a `network` dict.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.tasks.returnn.session import open_session
 from returnn_hydra.tasks.returnn_command import report, run_session
 
@@ -26,7 +27,12 @@ def main(words: list[str] | None = None) -> int:
         picture = args.draw or str(Path(folder) / "network.svg")
         values = {"task": "inspect", "load_epoch": args.epoch, "output_file": picture, "log": ["stdout"]}
         try:
-            run_session(open_session([args.config], [("log_verbosity", "2")], values=values))
+            if Path(picture).suffix not in (".svg", ".png", ".pdf"):
+                raise ConfigError(f"--draw {picture}: expected a name that ends with .svg, .png or .pdf")
+            session = open_session([args.config], [("log_verbosity", "2")], values=values)
+            if not session.is_network:
+                raise ConfigError(f"{args.config} has no `network` dict; its model is made by get_model")
+            run_session(session)
         except Exception as error:
             return report(error)
     return 0

@@ -18,6 +18,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
+
+FEW_EPOCHS = 30
+"""A shorter curve has a point for each of them; that of one epoch would be invisible."""
 
 
 def read_scores(folder: Path, score: str) -> tuple[list[int], list[float]]:
@@ -66,8 +70,10 @@ def plot(target: Path, folders: Sequence[Path], scores: Sequence[str], log: bool
     for folder in folders:
         for score in scores:
             label = folder.name if len(scores) == 1 else f"{folder.name}: {score}"
-            axes.plot(*read_scores(folder, score), label=label)
+            epochs, values = read_scores(folder, score)
+            axes.plot(epochs, values, label=label, marker="." if len(epochs) < FEW_EPOCHS else None)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(scores[0] if len(scores) == 1 else "score")
     if log:
         axes.set_yscale("log")
@@ -88,8 +94,9 @@ def main() -> None:
     try:
         plot(arguments.picture, arguments.runs, arguments.score or [usual_score(arguments.runs[0])], arguments.log)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"ERROR 2: {error}", file=sys.stderr)
         sys.exit(2)
+    print(f"Picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from returnn_hydra.data.vocab import CharacterVocabulary
 from returnn_hydra.extras import require
 from returnn_hydra.search.ngram import SPACE
 from returnn_hydra.search.ngram_estimate import estimate_ngrams, write_arpa
+from returnn_hydra.usage import UsageError
 
 NUM_DEV = 100
 """Utterances of the dev set, as in ESPnet's recipe."""
@@ -75,13 +77,16 @@ def read_part(corpus: Path, part: str) -> list[Utterance]:
     """The utterances of `train` or `test`, in the order of the fileids.
 
     Raises:
-        ValueError: lists that don't fit together, a line that can't be read, or an audio file that is missing.
+        UsageError: no lists, or such that don't fit together, a line that can't be read, or no audio file.
     """
-    ids = (corpus / "etc" / f"an4_{part}.fileids").read_text().split()
+    id_file = corpus / "etc" / f"an4_{part}.fileids"
+    if not id_file.is_file():
+        raise UsageError(f"{id_file}: no such file; expected the folder of AN4, with etc/ and wav/")
+    ids = id_file.read_text().split()
     list_file = corpus / "etc" / f"an4_{part}.transcription"
     lines = list_file.read_text().splitlines()
     if len(ids) != len(lines):
-        raise ValueError(f"{list_file}: {len(lines)} lines, but there are {len(ids)} fileids")
+        raise UsageError(f"{list_file}: {len(lines)} lines, but there are {len(ids)} fileids")
     return [_utterance(corpus, name, line, list_file) for name, line in zip(ids, lines, strict=True)]
 
 
@@ -89,11 +94,11 @@ def _utterance(corpus: Path, name: str, line: str, list_file: Path) -> Utterance
     found = re.fullmatch(r"(?:<s>)?(.*?)(?:</s>)?\s*\((\S+)\)\s*", line)
     tag = name.rsplit("/", 1)[-1]
     if found is None or found.group(2) != tag:
-        raise ValueError(f"{list_file}: expected `<s> WORDS </s> ({tag})`, got {line!r}")
+        raise UsageError(f"{list_file}: expected `<s> WORDS </s> ({tag})`, got {line!r}")
     files = [corpus / "wav" / (name + ending) for ending in ENDINGS]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ValueError(f"no audio file {files[0]}, nor with {' or '.join(ENDINGS[1:])}")
+        raise UsageError(f"no audio file {files[0]}, nor with {' or '.join(ENDINGS[1:])}")
     return Utterance(tag, file, " ".join(found.group(1).split()))
 
 
@@ -177,8 +182,8 @@ def main() -> None:
     parser.add_argument("--bpe", type=int, metavar="UNITS", help="write subword units too (needs the extra `text`)")
     arguments = parser.parse_args()
     corpus, target = arguments.corpus, arguments.target
-    target.mkdir(parents=True, exist_ok=True)
     official = read_part(corpus, "train")
+    target.mkdir(parents=True, exist_ok=True)
     parts = {"train": official[NUM_DEV:], "dev": official[:NUM_DEV]}
     if (corpus / "etc" / "an4_test.fileids").is_file():
         parts["test"] = read_part(corpus, "test")
@@ -198,4 +203,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"ERROR: {error}")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from scipy.special import ndtri
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.audio_file import read_audio
 from returnn_hydra.data.hdf_writer import HDFWriter
+from returnn_hydra.usage import UsageError
 
 SAMPLE_RATE = 8_000
 NUM_MELS = 24
@@ -63,20 +65,20 @@ def read_recordings(folder: Path) -> dict[str, list[Recording]]:
     """All recordings by speaker, in alphabetical order.
 
     Raises:
-        ValueError: no recordings, a file with another kind of name, or another sample rate.
+        UsageError: no recordings, a file with another kind of name, or another sample rate.
     """
     found: dict[str, list[Recording]] = {}
     for file in sorted(folder.glob("*.wav")):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)", file.stem)
         if match is None:
-            raise ValueError(f"{file}: expected a name like 7_jackson_32.wav")
+            raise UsageError(f"{file}: expected a name like 7_jackson_32.wav")
         audio, rate = read_audio(file, str(file))
         if rate != SAMPLE_RATE or audio.ndim != 1:
-            raise ValueError(f"{file}: {rate} Hz, shape {audio.shape}; expected one channel of {SAMPLE_RATE} Hz")
+            raise UsageError(f"{file}: {rate} Hz, shape {audio.shape}; expected one channel of {SAMPLE_RATE} Hz")
         recording = Recording(int(match[1]), match[2], int(match[3]), trimmed(audio))
         found.setdefault(recording.speaker, []).append(recording)
     if not found:
-        raise ValueError(f"{folder}: no .wav files")
+        raise UsageError(f"{folder}: no .wav files; expected the folder recordings/ of the Free Spoken Digit Dataset")
     return dict(sorted(found.items()))
 
 
@@ -240,8 +242,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     target = arguments.target
-    target.mkdir(parents=True, exist_ok=True)
     by_speaker = read_recordings(arguments.recordings)
+    target.mkdir(parents=True, exist_ok=True)
     sizes = {"train": arguments.strings, **NUM_STRINGS}
     indices = {"train": range(10, 10_000), "dev": range(5, 10), "test": range(5), "all": range(10_000)}
     for speaker, recordings in by_speaker.items():
@@ -249,7 +251,7 @@ def main() -> None:
         for part, wanted in indices.items():
             chosen = [recording for recording in recordings if recording.index in wanted]
             if not chosen:
-                raise ValueError(f"speaker {speaker}: no recordings for {part}, with index {wanted[0]} to {wanted[-1]}")
+                raise UsageError(f"speaker {speaker}: no recordings for {part}, with index {wanted[0]} to {wanted[-1]}")
             file = target / f"{part}.{speaker}.hdf"
             num_frames = write_strings(file, part, sizes[part], chosen, scale, arguments.seed)
             print(f"{file.name}: {sizes[part]} strings, {num_frames} frames", flush=True)
@@ -260,4 +262,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"ERROR: {error}")

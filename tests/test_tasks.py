@@ -216,6 +216,28 @@ def test_second_run_in_a_live_folder_is_refused(command, capsys):
     assert command("task=train", *SMALL, "num_epochs=1", "name=busy") == 0
 
 
+def test_other_tasks_leave_what_a_live_training_writes(command):
+    from returnn_hydra.engine.lock import RunLock
+
+    assert command("task=train", *SMALL, "name=live") == 0
+    folder = Path("outputs/live")
+    with RunLock(folder):  # a training that goes on
+        before = {name: (folder / name).read_bytes() for name in ("result.json", "status.json", "scores.jsonl")}
+        assert command("task=evaluate", "run=outputs/live") == 0
+        assert command("task=forward", "run=outputs/live", "forward_callback=priors") == 0
+        assert command("task=search", "run=outputs/live") == 2
+        assert command("task=train", "run=outputs/live", "datasets.train=null") == 73
+        assert before == {name: (folder / name).read_bytes() for name in before}
+    results = {
+        task: json.loads((folder / f"result.{task}.json").read_text()) for task in ("evaluate", "forward", "search")
+    }
+    assert [(row["task"], row["status"], row["exit_code"]) for row in results.values()] == [
+        ("evaluate", "done", 0),
+        ("forward", "done", 0),
+        ("search", "failed", 2),
+    ]
+
+
 def test_forward_without_a_checkpoint_says_what_there_is(command, capsys):
     assert command("task=train", *SMALL, "num_epochs=1", "name=mine") == 0
     assert command("task=forward") == 2

@@ -60,7 +60,9 @@ class ScoreSums:
 
 
 def format_scores(scores: Mapping[str, Score]) -> str:
-    """`ce 0.356 error 0.147`; for one score only the number."""
+    """`ce 0.356 error 0.147`; for one score only the number, for none that there was nothing to score."""
+    if not scores:
+        return "(no sequences)"
     if len(scores) == 1:
         return format_number(next(iter(scores.values())).mean)
     return " ".join(f"{name} {format_number(score.mean)}" for name, score in scores.items())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STATUS_FILE = "status.json"
 RESULT_FILE = "result.json"
+"""Of a training, which holds the folder's lock."""
 EVERY_SECONDS = 10.0
 """How old the batch number in status.json may be."""
 
@@ -90,8 +91,18 @@ def ending(error: BaseException | None) -> str:
     return "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
 
 
-def write_result(disk: FileSystem, folder: Path, error: BaseException | None, facts: Mapping[str, Any]) -> int:
+def result_file(task: str) -> str:
+    """Where the result of a task stands: result.json of a training, result.TASK.json of what may run beside one."""
+    return RESULT_FILE if task == "train" else f"result.{task.replace('/', '.')}.json"
+
+
+def write_result(
+    disk: FileSystem, folder: Path, error: BaseException | None, facts: Mapping[str, Any], file: str = RESULT_FILE
+) -> int:
     """How the run ended: `{"status": "done" | "stopped" | "failed", "exit_code", "meaning", "error", **facts}`.
+
+    Args:
+        file: its name; see `result_file`.
 
     Returns:
         The exit code for the process.
@@ -104,5 +115,5 @@ def write_result(disk: FileSystem, folder: Path, error: BaseException | None, fa
         "error": None if error is None else last_line(error),
         **facts,
     }
-    write_text(disk, folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+    write_text(disk, folder / file, json.dumps(result, indent=1) + "\n")
     return code

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from returnn_hydra.batch import TensorSpec
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.engine.log import RESULTS
@@ -19,6 +20,7 @@ from returnn_hydra.tasks.data import check_data
 
 logger = logging.getLogger(__name__)
 NUM_SHOWN = 3
+MOST_VALUES = 8
 BAR = 40
 MOST_BATCHES = 200
 """Of a stream, whose lengths only reading tells, so many are read."""
@@ -35,7 +37,7 @@ def run(context: Context) -> None:
         for line in describe(name, loader, found, what, statistics):
             logger.log(RESULTS, line)
         if len(found):
-            lengths[f"{name}: {summary(statistics, what)}"] = found
+            lengths[f"{name}: {len(found)} sequences\n{summary(statistics, what)}"] = found
         if context.values["check_data"]:
             logger.log(RESULTS, "%s: %d sequences checked, all are what they should be", name, check_data(loader))
     if lengths:
@@ -77,13 +79,20 @@ def describe(
     for index, seq_tag in enumerate(batch.seq_tags[:NUM_SHOWN]):
         lines.append(f"  {seq_tag}")
         for stream in batch.tensors:
-            part = batch.select(index, index + 1)[stream][0]
-            values = np.asarray(part).ravel()[:8]
-            shown = " ".join(f"{value:.3g}" if values.dtype.kind == "f" else str(value) for value in values)
-            lines.append(f"    {stream} {tuple(np.shape(part))} {getattr(part, 'dtype', 'text')}: {shown} ...")
+            part = np.asarray(batch.select(index, index + 1)[stream][0])
+            lines.append(f"    {stream} {first_values(part, loader.specs[stream])}")
     if len(lengths):
         lines += histogram(lengths)
     return [*lines, f"  {summary(statistics, what)}", *(f"  {warning}" for warning in statistics["warnings"])]
+
+
+def first_values(array: np.ndarray, spec: TensorSpec) -> str:
+    """Shape, type and first values of a sequence's stream; labels with a vocabulary as text."""
+    values = array.ravel()[:MOST_VALUES]
+    shown = " ".join(f"{value:.3g}" if values.dtype.kind == "f" else str(value) for value in values)
+    more = " ..." if array.size > MOST_VALUES else ""
+    text = f" = {spec.vocab.decode(array.ravel().tolist())!r}" if spec.vocab is not None else ""
+    return f"{array.shape} {'text' if array.dtype.kind == 'U' else array.dtype}: {shown}{more}{text}"
 
 
 def summary(statistics: Mapping[str, Any], what: str) -> str:

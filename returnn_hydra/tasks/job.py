@@ -23,7 +23,7 @@ from returnn_hydra.config.schema import Config
 from returnn_hydra.engine.errors import LockedError, StateError, last_line
 from returnn_hydra.engine.rank_failures import explained
 from returnn_hydra.engine.ranks import Ranks, started_by_torchrun
-from returnn_hydra.engine.status import write_result
+from returnn_hydra.engine.status import result_file, write_result
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.run_folder import RunFolder
 
@@ -123,7 +123,7 @@ def _run(job: Job) -> Any:
             facts["seconds"] = round(time.monotonic() - started, 3)
             if ranks.is_first and not isinstance(failure, LockedError):
                 with contextlib.suppress(StateError) if failure else contextlib.nullcontext():
-                    write_result(folder.disk, folder.path, failure, facts)
+                    write_result(folder.disk, folder.path, failure, facts, result_file(facts["task"]))
     return facts["score"]
 
 

@@ -38,9 +38,9 @@ def run(context: Context) -> float | None:
     """Train up to `num_epochs`; returns the best value of the selection score."""
     values = context.values
     confs = context.dataset_confs()
-    if "train" not in confs:
-        raise ConfigError("datasets.train: task=train needs it")
     with context.lock(), context.status() as status, open_store(context) as store:
+        if "train" not in confs:
+            raise ConfigError("datasets.train: task=train needs it")
         loaders = {name: context.loader(name, conf, equal_batches=name == "train") for name, conf in confs.items()}
         if values["check_data"]:
             for name, loader in loaders.items():

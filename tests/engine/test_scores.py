@@ -51,6 +51,7 @@ def test_numbers_as_in_returnn(value, text):
 
 def test_one_score_is_shown_without_its_name():
     assert format_scores({"ce": Score(1.0, 2.0)}) == "0.500"
+    assert format_scores({}) == "(no sequences)"
     assert format_scores({"ce": Score(1.0, 2.0), "error": Score(1.0, 4.0)}) == "ce 0.500 error 0.250"
 
 

@@ -48,7 +48,9 @@ class OutputRuns:
 
     def files(self):
         new = [path for path in self.folder.iterdir() if path not in self.before]
-        return {path.name: path.read_bytes() for path in new if path.name not in ("run.log", "result.json")}
+        return {
+            path.name: path.read_bytes() for path in new if path.name != "run.log" and not path.match("result*.json")
+        }
 
     def clear(self):
         for path in set(self.trained.iterdir()) - self.before:

@@ -236,3 +236,14 @@ def test_script(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert "1 layers, 15 parameters" in run.stdout
+    other = tmp_path / "other.config"
+    other.write_text("#!rnn.py\nbackend = 'torch'\nextern_data = {'data': {'dim': 4}}\ndef get_model(**_): pass\n")
+    wrong = {
+        "no `network` dict": [*command[:2], str(other)],
+        "ends with .svg, .png or .pdf": [*command, "--draw", "net.foo"],
+    }
+    for message, words in wrong.items():
+        run = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert run.returncode == 2
+        assert message in run.stderr
+        assert "Traceback" not in run.stderr

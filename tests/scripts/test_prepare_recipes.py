@@ -110,6 +110,18 @@ def test_an4_transcription_of_another_utterance(an4, tmp_path):
     assert "expected `<s> WORDS </s> (test000-x-b)`" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "message"), [("prepare_an4.py", "expected the folder of AN4"), ("prepare_digits.py", "no .wav files")]
+)
+def test_another_folder(script, message, tmp_path):
+    done = run_script(script, tmp_path, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("ERROR: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_digits(tmp_path):
     for speaker in ("ann", "bob"):
         for digit in (3, 8):
@@ -151,7 +163,8 @@ def test_picture_of_scores(tmp_path):
     run.mkdir()
     rows = [{"epoch": n, "scores": {"dev": {"ctc": {"sum": 1.0, "count": n, "mean": 1 / n}}}} for n in (1, 2)]
     (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run_script("plot_scores.py", tmp_path / "usual.png", run).returncode == 0
+    done = run_script("plot_scores.py", tmp_path / "usual.png", run)
+    assert (done.returncode, done.stdout) == (0, f"Picture: {tmp_path / 'usual.png'}\n")
     assert (tmp_path / "usual.png").stat().st_size > 5000
     assert "no scores.jsonl" in run_script("plot_scores.py", tmp_path / "x.png", tmp_path / "nothing").stderr
     assert run_script("plot_scores.py", tmp_path / "curve.png", run, "--score", "dev/ctc").returncode == 0
@@ -159,3 +172,24 @@ def test_picture_of_scores(tmp_path):
     wrong = run_script("plot_scores.py", tmp_path / "curve.png", run, "--score", "dev/wer")
     assert wrong.returncode == 2
     assert "no score 'dev/wer'; there is: dev/ctc" in wrong.stderr
+
+
+def test_a_curve_of_one_epoch_has_a_point(tmp_path):
+    """A line through one point draws nothing: without a marker the plot would be empty."""
+    pytest.importorskip("matplotlib")
+    from matplotlib import image
+
+    pictures = []
+    for name, epochs in {"one": 1, "none": 0}.items():
+        run = tmp_path / name
+        run.mkdir()
+        row = {
+            "epoch": 1,
+            "scores": {"dev": {"ctc": {"sum": 1.0, "count": 1, "mean": 1.0 if epochs else float("nan")}}},
+        }
+        (run / "scores.jsonl").write_text(json.dumps(row) + "\n")
+        assert run_script("plot_scores.py", tmp_path / f"{name}.png", run).returncode == 0
+        inside = image.imread(tmp_path / f"{name}.png")[100:300, 150:500, :3]
+        pictures.append((inside.max(-1) - inside.min(-1)).max())  # colour
+    assert pictures[0] > 0.3
+    assert pictures[1] < 0.1

@@ -33,7 +33,7 @@ def test_export(command, capsys, model):
     capsys.readouterr()
     assert command("run=outputs/run", "task=export", "task.num_batches=2") == 0
     assert "Largest difference to the model on" in capsys.readouterr().out
-    assert 0.0 <= json.loads(Path("outputs/run/result.json").read_text())["score"] < 1e-4
+    assert 0.0 <= json.loads(Path("outputs/run/result.export.json").read_text())["score"] < 1e-4
     folder = Path("outputs/run/export.001")
     assert [file.name for file in folder.iterdir()] == ["encoder.onnx"]
     exported = session(folder / "encoder.onnx")

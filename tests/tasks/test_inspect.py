@@ -4,7 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from returnn_hydra.tasks.inspect import bin_edges, histogram
+from returnn_hydra.batch import TensorSpec
+from returnn_hydra.data.vocab import CharacterVocabulary
+from returnn_hydra.tasks.inspect import bin_edges, first_values, histogram
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1), st.integers(1, 60))
@@ -26,3 +28,12 @@ def test_text():
         f"          10 ..       12 {'#' * 27}{' ' * 13} 2",
     ]
     assert histogram(np.array([5]))[1:] == [f"           5 ..        5 {'#' * 40} 1"]
+
+
+def test_values():
+    labels = np.arange(10, dtype=np.int32) % 3
+    vocab = CharacterVocabulary(labels=["a", "b", " "])
+    assert first_values(labels, TensorSpec(vocab=vocab)) == "(10,) int32: 0 1 2 0 1 2 0 1 ... = 'ab ab ab a'"
+    assert first_values(labels[:2], TensorSpec(dim=3, sparse=True)) == "(2,) int32: 0 1"
+    assert first_values(np.float32([[0.5, 1 / 3]]), TensorSpec(dim=2)) == "(1, 2) float32: 0.5 0.333"
+    assert first_values(np.array("Go"), TensorSpec(shape=(), dtype="string")) == "() text: Go"

@@ -28,8 +28,8 @@ WITH_RANKS = ("train", "eval")
 CALLS = ("config:", "optional-config:")
 ELSEWHERE = {
     "analyze": "task=eval gives the scores, task=forward any output",
-    "analyze_data": "see scripts/ for the statistics of a data set",
-    "dump": "see scripts/ for dumping a data set",
+    "analyze_data": "python run.py task=inspect datasets=... shows lengths, batches and padding of a data set",
+    "dump": "python run.py task=inspect datasets=... shows the first sequences of a data set",
     "search_server": "there is no server",
     "hyper_param_tuning": "use a sweep: python run.py -m returnn_config=FILE returnn.learning_rate=0.1,0.01",
     "debug_shell": "start Python, and call returnn_hydra.tasks.returnn.session.open_session",
