@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from returnn_hydra.network.axis import BATCH, BEAM, Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.declared import as_declared, declared_type
+from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.expressions import evaluate_expression
 from returnn_hydra.network.named_tensor import NamedTensor, broadcast
 from returnn_hydra.network.tf_face.data import UserData
@@ -27,32 +29,30 @@ def evaluate_sources(call: LayerCall, expression: Any, local: Mapping[str, Any] 
 
     Args:
         expression: text, or a function `(source, **kwargs)`.
-        local: more names that the text may use.
+        local: more names that the text may use, or arguments for the function.
     """
     if not call.sources:
         raise call.error("needs sources")
-    raws, template = broadcast(call.sources, call.scope.all_hidden)
-    layout = _Layout(template, call.scope.all_hidden)
-    prepared = [layout.to_user(raw) for raw in raws]
+    together = _Together(call)
 
     def source(
         i: int, auto_convert: bool = True, enforce_batch_major: bool = False, as_data: bool = False
     ) -> Tensor | UserData:
-        if not 0 <= i < len(prepared):
-            raise call.error(f"source({i}): there are {len(prepared)} sources")
+        if not 0 <= i < len(call.sources):
+            raise call.error(f"source({i}): there are {len(call.sources)} sources")
         if as_data:
             return UserData(call.sources[i], call.scope.all_hidden)
         if auto_convert or enforce_batch_major:
-            return tf_tensor(prepared[i])
+            return tf_tensor(together.prepared[i])
         return tf_tensor(call.sources[i].batch_major().raw)
 
     if callable(expression):
-        value = expression(source, self=UserLayer(call), network=UserLayer(call).network)
+        value = expression(**{"source": source, "self": UserLayer(call), **(local or {})})
     else:
         names: dict[str, Any] = {**SHORT_NAMES, "tf": tf_namespace(), "source": source, "self": UserLayer(call)}
         names.update({"network": names["self"].network, **(local or {})})
         value = evaluate_expression(str(expression), names, call.path)
-    return _result(call, layout, value)
+    return _result(call, together, value)
 
 
 class _Layout:
@@ -82,7 +82,33 @@ class _Layout:
         return raw, [*self.first[: raw.dim() - len(rest)], *rest]
 
 
-def _result(call: LayerCall, layout: _Layout, value: Any) -> NamedTensor:
+class _Together:
+    """All sources as functions see them by default: with the axes of all of them. Computed when it is needed."""
+
+    def __init__(self, call: LayerCall) -> None:
+        self.call = call
+
+    @cached_property
+    def _broadcast(self) -> tuple[list[Tensor], _Layout]:
+        raws, template = broadcast(self.call.sources, self.call.scope.all_hidden)
+        return raws, _Layout(template, self.call.scope.all_hidden)
+
+    @property
+    def layout(self) -> _Layout:
+        return self._broadcast[1]
+
+    @cached_property
+    def prepared(self) -> list[Tensor]:
+        raws, layout = self._broadcast
+        return [layout.to_user(raw) for raw in raws]
+
+    def lead(self) -> list[Axis]:
+        """The batch, beams and frames of loops, for sources that have no axes in common."""
+        found = [a for source in self.call.sources for a in _Layout(source, self.call.scope.all_hidden).first]
+        return sorted(dict.fromkeys(found), key=lambda a: (a.kind != BATCH, a.kind != BEAM))
+
+
+def _result(call: LayerCall, together: _Together, value: Any) -> NamedTensor:
     """A tensor from user code: its axes are those of the template, or fewer, or with another feature size."""
     if isinstance(value, UserData):
         return value.named
@@ -90,6 +116,13 @@ def _result(call: LayerCall, layout: _Layout, value: Any) -> NamedTensor:
         value = torch.as_tensor(value, device=call.device)
     raw = value.as_subclass(Tensor)
     declared = declared_type(call)
+    try:
+        layout = together.layout
+    except NetworkError:  # sources that do not fit together: the declared type says it all
+        value = as_declared(call, raw, together.lead(), declared) if declared is not None else None
+        if value is None:
+            raise
+        return value
     if declared is not None and not _fits(layout, raw, declared):
         value = as_declared(call, raw, layout.first, declared)
         if value is not None:

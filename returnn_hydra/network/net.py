@@ -60,7 +60,7 @@ class LayerSpec:
     def references(self) -> list[str]:
         """Names of all layers that this one may read, as they are written (with `prev:`, `base:`, `data:`)."""
         found = list(self.sources)
-        for option in (*self.known.refs, "initial_output", "initial_state", "explicit_search_source", "chunking_layer"):
+        for option in (*self.known.refs, "initial_output", "initial_state", "chunking_layer"):
             found += _strings(self.options.get(option))
         target = self.options.get("target")
         found += [t.removeprefix("layer:") if t.startswith("layer:") else f"data:{t}" for t in _strings(target)]

@@ -5,7 +5,7 @@ Legend: B sequences, T frames, M frames where the mask is true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ import torch
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.named_tensor import NamedTensor, broadcast
+from returnn_hydra.network.net import Net
 from returnn_hydra.network.registry import register_layer
+from returnn_hydra.network.scope import Scope
 
 
 @register_layer("masked_computation", refs=("mask", "masked_from", "in_spatial_dim"))
@@ -42,34 +44,70 @@ def masked_computation(
     time = loop if loop is not None and loop in keep.axes else call.finder.time(keep)
     if time is None:
         return _step(call, unit, source, keep)
-    return _unit(call, unit, {"data": masked(call, source, keep, time)})
+    return _unit(call, unit, {"data": masked(call, source, keep, time)}, lambda x: masked(call, x, keep, time))
 
 
 def masked(call: LayerCall, x: NamedTensor, keep: NamedTensor, time: Axis) -> NamedTensor:
     """The frames where the mask is true, one behind the other."""
-    batch = keep.batch_axis
-    if batch is None or len(keep.axes) != 2:
+    lead = [axis for axis in keep.axes if axis.is_batch_like]
+    if keep.batch_axis is None or len(keep.axes) != len(lead) + 1:
         raise call.error(f"the mask has axes {list(keep.axes)}, expected batch and time")
-    flags = keep.like(keep.masked([time], 0)).expanded([batch, time]).bool()
-    lengths = flags.sum(1).cpu()
+    flags = keep.like(keep.masked([time], 0)).expanded([*lead, time]).bool()
+    lengths = flags.sum(-1).cpu()
     longest = int(lengths.max()) if lengths.numel() else 0
     new = time.derived(
-        ("masked", keep.raw.data_ptr()), lambda: Axis(f"{call.name}:masked", longest, lengths=lengths, over=(batch,))
+        ("masked", keep.raw.data_ptr()), lambda: Axis(f"{call.name}:masked", longest, lengths=lengths, over=lead)
     )
     if time not in x.axes:
         return x
-    order = torch.argsort((~flags).to(torch.int8), dim=1, stable=True)[:, :longest]  # true frames first
-    rest = [axis for axis in x.axes if axis not in (batch, time)]
-    values = x.expanded([batch, time, *rest])
-    raw = values[torch.arange(batch.size, device=values.device)[:, None], order]
-    result = x.like(raw, [batch, new, *rest], time=new)
+    order = torch.argsort((~flags).to(torch.int8), dim=-1, stable=True)[..., :longest]  # true frames first
+    rest = [axis for axis in x.axes if axis not in (*lead, time)]
+    values = x.expanded([*lead, time, *rest])
+    index = order.reshape(*order.shape, *[1] * len(rest)).expand(*order.shape, *values.shape[len(lead) + 1 :])
+    result = x.like(values.gather(len(lead), index), [*lead, new, *rest], time=new)
     return result.like(result.masked([new], 0))
 
 
-def _unit(call: LayerCall, unit: Mapping[str, Any], data: dict[str, NamedTensor]) -> NamedTensor:
+class _UnitScope(Scope):
+    """The network around the unit, as the unit sees it: other layers are masked, too.
+
+    Args:
+        outer: what becomes of the layers around.
+    """
+
+    def __init__(self, call: LayerCall, net: Net, data: Mapping[str, NamedTensor], outer: Outer) -> None:
+        around = call.scope
+        super().__init__(
+            net,
+            around.run,
+            around.store,
+            parent=around,
+            data=data,
+            param_prefix=around.param_prefix,
+            hidden=around.all_hidden,
+            trainable=around.trainable,
+        )
+        self.outer = outer
+
+    def get(self, ref: Any) -> NamedTensor:
+        name = ref.partition("/")[0] if isinstance(ref, str) else ""
+        if self.parent is not None and name in self.parent.net and name not in self.net:
+            return self.outer(self.parent.get(ref))
+        return super().get(ref)
+
+
+Outer = Callable[[NamedTensor], NamedTensor]
+
+
+def _same(value: NamedTensor) -> NamedTensor:
+    return value
+
+
+def _unit(call: LayerCall, unit: Mapping[str, Any], data: dict[str, NamedTensor], outer: Outer = _same) -> NamedTensor:
     """Compute the layer that `unit` describes, with our name, parameters and network, on other data."""
     net = call.spec.sub({call.name: dict(unit)})
-    scope = call.scope.child(call.name, net, call.scope.param_prefix, data=data)
+    scope = _UnitScope(call, net, data, outer)
+    call.scope.adopt(call.name, scope)
     value = scope.get(call.name)
     inner = scope.children.get(call.name)
     if inner is not None:

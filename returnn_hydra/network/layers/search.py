@@ -25,7 +25,7 @@ from returnn_hydra.network.tf_face.tensor import tf_tensor
 INPUT_TYPES = ("prob", "log_prob", "logits", "regression")
 
 
-@register_layer("choice", concat=False, framewise=True)
+@register_layer("choice", concat=False, framewise=True, refs=("explicit_search_source", "explicit_search_sources"))
 def choice(
     call: LayerCall,
     *,

@@ -74,6 +74,37 @@ def nd_indices(indices: Any, indices_batch_major: bool = True) -> Any:
     return tf_tensor(torch.stack([rows.expand_as(indices).to(indices.dtype), indices], -1))
 
 
+def linear_alignment(
+    input_lens: Any,
+    targets: Any,
+    target_lens: Any,
+    blank_label_idx: int,
+    pad_value: int = 0,
+    targets_consume_time: bool = False,
+) -> tuple[Any, Any]:
+    """Labels spread evenly over the frames, blanks between them.
+
+    Args:
+        input_lens: (B,) frames.
+        targets: (B, S) labels.
+        target_lens: (B,).
+        targets_consume_time: a label takes a frame; else the result has frames + labels entries.
+
+    Returns:
+        (B, T), and its lengths (B,).
+    """
+    frames, labels, counts = as_tensor(input_lens).long(), as_tensor(targets), as_tensor(target_lens).long()
+    lengths = frames if targets_consume_time else frames + counts
+    place = torch.arange(labels.shape[1], device=labels.device)
+    out = torch.full((len(lengths), int(lengths.max())), blank_label_idx, dtype=labels.dtype, device=labels.device)
+    for row, length, count, given in zip(out, lengths.tolist(), counts.tolist(), labels, strict=True):
+        total = max(length, count)
+        at = (torch.round((place[:count] + 1) * ((total + 1) / (count + 1))).long() - 1).clamp(0, total - 1)
+        row[at[at < length]] = given[:count][at < length]
+        row[length:] = pad_value
+    return tf_tensor(out), tf_tensor(lengths.to(torch.int32))
+
+
 def _nothing(*_arguments: Any, **_options: Any) -> None:
     """There are no sessions, and no devices to prepare."""
 
@@ -95,6 +126,8 @@ HELPERS: dict[str, Any] = {
     "expand_dims_unbroadcast": expand_dims_unbroadcast,
     "tile_transposed": tile_transposed,
     "nd_indices": nd_indices,
+    "get_rnnt_linear_aligned_output": linear_alignment,
+    "check_input_dim": lambda x, axis, dim: x,
     "get_shape_dim": lambda x, axis, name=None: x.shape[axis],
     "get_shape": lambda x: list(x.shape),
     "print_available_devices": _nothing,
