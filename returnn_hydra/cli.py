@@ -24,6 +24,7 @@ from returnn_hydra.config.imports import without_collections
 from returnn_hydra.config.paths import config_dir
 from returnn_hydra.config.saved_run import with_saved_overrides
 from returnn_hydra.config.schema import register
+from returnn_hydra.tasks.sweep import table_at_the_end
 
 register()
 
@@ -44,8 +45,8 @@ def run_job(composed: DictConfig) -> Any:
     try:
         return run(composed)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs
-            raise
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not getattr(error, "by_signal", False):
+            raise  # Hydra goes on with the other jobs
         raise JobFailed(error) from None
 
 
@@ -87,7 +88,8 @@ def main() -> None:
 def _run() -> None:
     sys.argv[1:] = flags_first(with_saved_overrides(sys.argv[1:]))
     try:
-        run_job()
+        with table_at_the_end():
+            run_job()
     except JobFailed as failed:
         raise failed.error from None
 

@@ -124,9 +124,11 @@ class NonFiniteError(RunError):
 class Stopped(RunError):
     """A signal or the time limit asked for an end, and the state is saved."""
 
-    def __init__(self, message: str, exit_code: int = TERMINATED) -> None:
+    def __init__(self, message: str, exit_code: int = TERMINATED, by_signal: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.by_signal = by_signal
+        """Then a whole sweep ends; the time limit is that of one job."""
 
 
 def exit_code_of(error: BaseException | None) -> int:

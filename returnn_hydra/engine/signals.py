@@ -71,7 +71,9 @@ class StopRequest:
 
     def stopped(self, what: str) -> Stopped:
         """The exception to raise when the state is saved; `what`: such as `epoch 3, batch 117 of 240 is saved`."""
-        return Stopped(f"{self.reason}: {what}. Start the same command again to go on", self.exit_code)
+        return Stopped(
+            f"{self.reason}: {what}. Start the same command again to go on", self.exit_code, self._signal is not None
+        )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:

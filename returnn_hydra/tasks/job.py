@@ -20,12 +20,13 @@ from returnn_hydra.config.errors import ConfigError
 from returnn_hydra.config.experiment import check_experiment
 from returnn_hydra.config.run_name import run_name
 from returnn_hydra.config.schema import Config
-from returnn_hydra.engine.errors import LockedError, StateError, last_line
+from returnn_hydra.engine.errors import LockedError, StateError, exit_code_of, last_line
 from returnn_hydra.engine.rank_failures import explained
 from returnn_hydra.engine.ranks import Ranks, started_by_torchrun
-from returnn_hydra.engine.status import result_file, write_result
+from returnn_hydra.engine.status import ending, result_file, write_result
 from returnn_hydra.tasks.context import Context
 from returnn_hydra.tasks.run_folder import RunFolder
+from returnn_hydra.tasks.sweep import Row
 
 FOLLOWER_TIMEOUT = 300.0
 """Seconds to wait for the first rank's process to come up."""
@@ -56,7 +57,15 @@ def run(composed: DictConfig) -> Any:
     check_experiment(job.choices, job.overrides, files)
     if started_by_torchrun():
         Ranks.start(composed.distributed_timeout).broadcast(job)
-    return _run(job)
+    row = Row(hydra.job.num if job.in_sweep else None, job.overrides)
+    row.write()
+    try:
+        score = _run(job, row)
+    except BaseException as error:
+        row.write(outcome=f"{ending(error)} {exit_code_of(error)}")
+        raise
+    row.write(outcome=score)
+    return score
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -69,7 +78,7 @@ def follow() -> None:
     """All ranks but the first: run the jobs that the first one composes, until it has no more."""
     ranks = Ranks.start(_timeout_in(sys.argv[1:]))
     while (job := ranks.broadcast(None)) is not None:
-        _run(job)
+        _run(job, Row(None, job.overrides))
     ranks.leave()
 
 
@@ -89,11 +98,11 @@ def dismiss_followers() -> None:
     ranks.leave()
 
 
-def _run(job: Job) -> Any:
+def _run(job: Job, row: Row) -> Any:
     composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(job.composed))
     assert isinstance(composed, DictConfig)
     if composed.returnn_config is not None:
-        return _run_returnn(job, composed)
+        return _run_returnn(job, composed, row)
     config = finish(composed, job.overrides)
     values = config.values
     if values["run"] is not None and values["name"] is None:
@@ -101,6 +110,7 @@ def _run(job: Job) -> Any:
     else:
         path = _folder(values, run_name(job.choices, job.overrides, DEFAULT_CHOICES), _is_shared(composed, job))
     folder = RunFolder(path)
+    row.write(folder=str(path))
     ranks = Ranks.start(config.values["distributed_timeout"])
     builder = Builder(_allowed(config, job.overrides))
     context = Context.create(config, folder, builder, job.overrides, ranks)
@@ -127,7 +137,7 @@ def _run(job: Job) -> Any:
     return facts["score"]
 
 
-def _run_returnn(job: Job, composed: DictConfig) -> Any:
+def _run_returnn(job: Job, composed: DictConfig, row: Row) -> Any:
     from returnn_hydra.tasks.returnn_job import run_returnn_job  # the frontend takes a second to import
 
     keys = [override_key(word) for word in job.overrides]
@@ -140,6 +150,7 @@ def _run_returnn(job: Job, composed: DictConfig) -> Any:
         first = Path(files if isinstance(files, str) else files[0])
         own_name = run_name({"experiment": first.stem}, job.overrides, DEFAULT_CHOICES)
         folder = _folder(by_key, own_name, _is_shared(composed, job))
+        row.write(folder=str(folder))
     task = job.choices.get("task") if "task" in keys else None
     return run_returnn_job(by_key, job.overrides, task, folder, Ranks.start(composed.distributed_timeout))
 
