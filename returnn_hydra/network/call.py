@@ -99,6 +99,9 @@ class LayerCall:
 
     def time(self, x: NamedTensor) -> Axis:
         found = self.finder.time(x)
+        if found is None:  # windows of frames: the only axis besides batch and features
+            others = [a for a in self.finder.visible(x) if not a.is_batch_like and a is not x.feature]
+            found = others[0] if len(others) == 1 else None
         if found is None:
             raise self.error(f"needs a time axis, but the input has {list(x.axes)}")
         return found

@@ -162,10 +162,12 @@ def _fits(layout: _Layout, raw: Tensor, declared: Mapping[str, Any]) -> bool:
 
 
 def _fitting(call: LayerCall, axis: Axis, size: int, template: NamedTensor) -> Axis:
-    if size in (axis.size, 1) and not (size == 1 and axis is template.feature):
+    if size == axis.size:
         return axis
     if axis is template.feature:
-        return axis if size == axis.size else call.new_feature(size)
+        return call.new_feature(size)
+    if size == 1:  # reduced, with keepdims
+        return Axis(f"{call.name}:reduced", 1)
     if axis.is_dynamic:
         raise call.error(f"the expression changed the axis {axis} to size {size}")
     return Axis(f"{call.name}:eval", size)

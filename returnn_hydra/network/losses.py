@@ -107,6 +107,8 @@ def compute_loss(call: LayerCall, output: NamedTensor, name: Any, options: dict[
 
 def report_loss(call: LayerCall, output: NamedTensor) -> None:
     """Compute the loss of a layer and hand it to the run, as sum and count."""
+    if call.options.get("loss_only_on_non_search") and call.run.search:
+        return
     options = dict(call.options.get("loss_opts") or {})
     common = {key: options.pop(key) for key in COMMON if key in options}
     if call.run.building:
@@ -137,9 +139,7 @@ def loss_count(call: LayerCall, output: NamedTensor, common: dict[str, Any]) -> 
     if call.options.get("target"):
         candidates.insert(0, call.scope.target(call.default_target()))
     for tensor in candidates:
-        time = call.finder.time(tensor)
-        if time is None and call.loop_axis in tensor.axes:
-            time = call.loop_axis
+        time = call.loop_axis if call.loop_axis in tensor.axes else call.finder.time(tensor)
         if time is not None and time.lengths is not None:
             return float(time.lengths.sum())
     batch = output.batch_axis

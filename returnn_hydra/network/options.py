@@ -12,7 +12,7 @@ HANDLED = frozenset(
     "class from n_out out_dim out_type target loss loss_scale loss_opts L2 reuse_params name_scope "
     "trainable custom_param_importer initial_output is_output_layer only_on_search only_on_eval need_last "
     "register_as_extern_data param_variational_noise param_dropout param_dropout_min_ndim batch_norm "
-    "size_target".split()
+    "size_target loss_only_on_non_search".split()
 )
 """Options that the network treats itself."""
 DROPOUT = frozenset("dropout dropout_axis dropout_noise_shape dropout_on_forward in_dim".split())

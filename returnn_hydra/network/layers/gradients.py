@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from returnn_hydra.network.call import LayerCall
-from returnn_hydra.network.named_tensor import unify
+from returnn_hydra.network.named_tensor import NamedTensor, unify
 from returnn_hydra.network.registry import register_layer
 
 
@@ -25,6 +25,20 @@ class _PredictedGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (predicted,) = ctx.saved_tensors
         return predicted, ctx.scale * 2.0 * (predicted - grad) / grad.numel(), None
+
+
+def without_large_gradients(x: NamedTensor, threshold: float) -> NamedTensor:
+    """The same values; sequences whose gradient has an entry with grad^2 >= threshold give none on (`grad_filter`)."""
+    if not x.raw.requires_grad:
+        return x
+    rest = [i for i, axis in enumerate(x.axes) if not axis.is_batch_like]
+
+    def keep(grad: Tensor) -> Tensor:
+        return torch.where(grad.square().amax(rest, keepdim=True) < threshold, grad, torch.zeros_like(grad))
+
+    raw = x.raw.view_as(x.raw)
+    raw.register_hook(keep)
+    return x.like(raw, feature=x.feature)
 
 
 @register_layer("synthetic_gradient", refs=("gradient",), framewise=True)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from returnn_hydra.network.activations import activate
 from returnn_hydra.network.call import LayerCall
+from returnn_hydra.network.layers.gradients import without_large_gradients
 from returnn_hydra.network.named_tensor import NamedTensor
 from returnn_hydra.network.registry import register_layer
 
@@ -38,13 +39,12 @@ def linear(
     *,
     activation: Any = None,
     with_bias: bool = True,
-    grad_filter: None = None,
+    grad_filter: float | None = None,
     forward_weights_init: Any = "glorot_uniform",
     bias_init: Any = 0.0,
     use_transposed_weights: bool = False,
 ) -> NamedTensor:
     """activation(x W + b)."""
-    del grad_filter
     x = call.x
     size_in = x.dim
     if size_in is None:
@@ -55,6 +55,8 @@ def linear(
     weight = call.param("W", shape, forward_weights_init, blocks=blocks[::-1] if use_transposed_weights else blocks)
     bias = call.param("b", (size,), bias_init) if with_bias else None
     y = affine(call, x, size, weight.t() if use_transposed_weights else weight, bias)
+    if grad_filter:
+        y = without_large_gradients(y, grad_filter)
     return activate(y, activation, call.path)
 
 
@@ -64,6 +66,7 @@ def softmax(
     *,
     activation: Any = "softmax",
     with_bias: bool = True,
+    grad_filter: float | None = None,
     forward_weights_init: Any = "glorot_uniform",
     bias_init: Any = 0.0,
     use_transposed_weights: bool = False,
@@ -73,6 +76,7 @@ def softmax(
         call,
         activation=activation,
         with_bias=with_bias,
+        grad_filter=grad_filter,
         forward_weights_init=forward_weights_init,
         bias_init=bias_init,
         use_transposed_weights=use_transposed_weights,

@@ -64,8 +64,12 @@ def choice(
         return target.like(target.raw, feature=target.feature)
     if not call.stepping:
         raise call.error("searches only inside of a rec layer")
-    if len(call.sources) != 1 or input_type == "regression":
+    if len(call.sources) != 1:
         raise call.error("a search needs one source of label scores")
+    if input_type == "regression":
+        if beam_size != 1:
+            raise call.error(f"a regression has one hypothesis, not beam_size = {beam_size}")
+        return _prediction(call, call.sources[0])
     scores = log_scores(call, call.sources[0], input_type)
     options = _Options(
         beam_size, keep_beams, random_sample_scale, length_normalization, length_normalization_exponent, cheating
@@ -174,6 +178,24 @@ def _search(call: LayerCall, scores: NamedTensor, options: _Options, combine: Co
     step.beam = beam
     dim, vocab = call.scope.target_spec(key)
     return NamedTensor(best.to(torch.int32), axes, sparse_dim=dim if dim is not None else labels.size, vocab=vocab)
+
+
+def _prediction(call: LayerCall, source: NamedTensor) -> NamedTensor:
+    """Nothing to choose: the source is the next frame, as the only hypothesis."""
+    step = call.scope.step
+    assert step is not None
+    batch, before = call.run.batch, step.beam
+    beam = Axis(f"{call.path}:beam", 1, BEAM)
+    zeros = torch.zeros(batch.size, 1, device=source.raw.device)
+    earlier: Any = before.choice if before is not None else None
+    scores = zeros if earlier is None else earlier.scores.raw
+    axes = (batch, beam)
+    beam.choice = SearchStep(before, NamedTensor(zeros.long(), axes), NamedTensor(scores, axes))
+    step.beam = beam
+    if before is not None:
+        return to_beam(to_beam(source, before), beam) if source.beam_axis is not None else source
+    rest = [axis for axis in source.axes if axis is not batch]
+    return source.like(source.expanded([batch, beam, *rest]), [batch, beam, *rest], feature=source.feature)
 
 
 def _sampled(call: LayerCall, input_type: str, key: str, options: Any) -> NamedTensor:

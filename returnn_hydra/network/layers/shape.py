@@ -51,7 +51,7 @@ def _merged_axis(call: LayerCall, found: list[Axis], size: int, with_feature: bo
         return found[0].derived(("merge", *found), lambda: Axis(f"{call.name}:merged", size, BATCH))
     dynamic = [axis for axis in found if axis.is_dynamic]
     if len(dynamic) == 1 and found[0] is dynamic[0] and not with_feature:
-        factor = size // dynamic[0].size
+        factor = math.prod(axis.size for axis in found[1:])
         return dynamic[0].with_lengths(("times", factor), f"{call.name}:merged", size, lambda n: n * factor)
     if dynamic:
         raise call.error(f"cannot merge {found}: real frames would not stay together; merge a dynamic axis first")
@@ -154,6 +154,12 @@ def squeeze(
     else:
         found = call.axes(x, axis)
         if not found and allow_no_op:
+            return x
+    if call.run.building:  # made-up streams have more frames than one label per sequence
+        for a in [a for a in found if a.is_dynamic]:
+            x = x.select(a, 0)
+            found.remove(a)
+        if not found:
             return x
     if not found or any(a.size != 1 for a in found):
         raise call.error(f"axis {axis!r} of {list(x.axes)} has not size 1")

@@ -89,6 +89,8 @@ def slice_nd(
         call.layer(start) if isinstance(start, str) else NamedTensor(torch.tensor(start or 0, device=call.device), ())
     )
     others = [a for a in x.axes if a is not old]
+    if begin.feature is not None and begin.feature.size == 1:
+        begin = begin.select(begin.feature, 0)
     extra = [a for a in begin.axes if a not in others and a is not old]
     lead = [*[a for a in others if a in begin.axes], *extra]
     rest = [a for a in others if a not in lead]

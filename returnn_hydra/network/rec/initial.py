@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import NetworkError
 from returnn_hydra.network.layers.edit_distance import empty_row
-from returnn_hydra.network.named_tensor import NamedTensor
+from returnn_hydra.network.named_tensor import NamedTensor, broadcast
 from returnn_hydra.network.net import LayerSpec
 from returnn_hydra.network.rec.step import Frame, StepScope
 from returnn_hydra.network.scope import Scope
@@ -17,6 +18,8 @@ from returnn_hydra.network.scope import Scope
 if TYPE_CHECKING:
     from returnn_hydra.network.rec.scope import RecScope
 
+SAME_SHAPE = frozenset(("softmax_over_spatial", "activation", "dropout"))
+"""Classes whose output has the shape of their source, whatever else they read."""
 NAMED = {"zeros": 0.0, "ones": 1.0}
 
 
@@ -28,6 +31,7 @@ class InitialValues:
         self._values: dict[str, NamedTensor] = {}
         self.in_progress: set[str] = set()
         self._templates: dict[str, NamedTensor] = {}
+        self._falling_back: set[str] = set()
 
     def of(self, scope: Scope, name: str) -> NamedTensor:
         """The initial output of a layer of the loop (or of a network inside of it)."""
@@ -43,7 +47,7 @@ class InitialValues:
         if option is None and spec.known.name == "edit_distance_table":
             return empty_row(LayerCall(scope, spec))
         like = self.template(scope, spec.name)
-        if option is None and (like.sparse_dim is not None or spec.known.name == "choice"):
+        if option is None and (like.sparse_dim is not None or _chooses_labels(spec)):
             raise NetworkError(f"{spec.path}: prev:{spec.name} is a class index; its 'initial_output' must be given")
         if option == "apply(0)":
             return self._apply_zero(scope, spec, like)
@@ -107,10 +111,12 @@ class InitialValues:
 
     def _make_template(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
         batch, device = self.rec.run.batch, self.rec.run.device
-        if spec.known.name == "choice" and spec.options.get("input_type") != "regression":
+        if _chooses_labels(spec):
             dim, vocab = scope.target_spec(LayerCall(scope, spec).default_target())
             zeros = torch.zeros(batch.size, dtype=torch.int32, device=device)
             return NamedTensor(zeros, (batch,), sparse_dim=dim, vocab=vocab)
+        if spec.known.name == "choice" and spec.sources[0] in scope.net:  # a regression: like what it takes
+            return self.fallback(scope, scope.net.spec(spec.sources[0]))
         if _has_unit(spec):
             call = LayerCall(scope, spec)
             feature = call.new_feature(call.need_n_out())
@@ -132,6 +138,13 @@ class InitialValues:
 
     def fallback(self, scope: Scope, spec: LayerSpec) -> NamedTensor:
         """Zeros with only a feature axis (or none), for a layer whose shape depends on itself."""
+        if spec.known.name in SAME_SHAPE and len(spec.sources) == 1 and spec.path not in self._falling_back:
+            self._falling_back.add(spec.path)
+            try:
+                like = scope.get(spec.sources[0])
+            finally:
+                self._falling_back.discard(spec.path)
+            return like.dense(torch.zeros_like(like.raw))
         size = self._feature_size(scope, spec, set())
         if size is None:
             raise NetworkError(
@@ -183,6 +196,22 @@ class TrialScope(StepScope):
                 return self.initials.template(self, name)
         return super().layer(name)
 
+    def compute(self, spec: LayerSpec) -> NamedTensor:
+        """A sum has the axes of the summands whose own do not depend on it."""
+        try:
+            return super().compute(spec)
+        except NetworkError:
+            if spec.known.name != "combine":
+                raise
+            found = []
+            for source in spec.sources:
+                with contextlib.suppress(NetworkError):
+                    found.append(self.get(source))
+            if not found:
+                raise
+        _, template = broadcast(found, self.all_hidden)
+        return template.dense(torch.zeros(template.raw.shape, device=self.run.device))
+
     def previous_of(self, scope: Scope, name: str) -> NamedTensor:
         if name in scope.net:
             spec = scope.net.spec(name)
@@ -192,6 +221,10 @@ class TrialScope(StepScope):
 
     def record(self, ended: NamedTensor | None, lengths: NamedTensor | None) -> Frame:
         raise AssertionError("a trial is no frame")
+
+
+def _chooses_labels(spec: LayerSpec) -> bool:
+    return spec.known.name == "choice" and spec.options.get("input_type") != "regression"
 
 
 def _has_unit(spec: LayerSpec) -> bool:

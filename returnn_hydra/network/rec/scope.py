@@ -210,7 +210,7 @@ class RecScope(Scope):
         ended, lengths = None, None
         if self.loop is None and "end" in self.plan.loop:
             now = step.get("end")
-            now = follow(now, step.beam)
+            now = _flag(follow(now, step.beam))
             was = step.ended()
             axes = _lead(now, was, step)
             flag = now.expanded(axes).bool()
@@ -299,6 +299,14 @@ class RecScope(Scope):
         self.run.outputs.setdefault(spec.path, self.outward(value))
         if spec.options.get("loss") and self.reports_losses:
             report_loss(LayerCall(self, spec), value)
+
+
+def _flag(value: NamedTensor) -> NamedTensor:
+    """`end` without feature axis, as old configs have it: (B, 1)."""
+    for axis in value.axes:
+        if axis.size == 1 and not axis.is_batch_like and not axis.is_dynamic:
+            value = value.select(axis, 0)
+    return value
 
 
 def _lead(now: NamedTensor, was: NamedTensor | None, step: StepScope) -> list[Axis]:

@@ -28,7 +28,7 @@ class UserData(Facade):
         "placeholder batch_dim_axis time_dim_axis feature_dim_axis dim sparse ndim batch_ndim dtype batch_shape "
         "get_placeholder_as_batch_major get_placeholder_as_time_major get_sequence_lengths copy_as_batch_major "
         "size_placeholder is_batch_major is_time_major copy get_sequence_mask have_time_axis have_batch_axis "
-        "have_feature_axis shape time_dimension get_batch_dim get_dynamic_size".split()
+        "have_feature_axis shape time_dimension get_batch_dim get_dynamic_size get_dynamic_axes".split()
     )
 
     def __init__(self, named: NamedTensor, hidden: frozenset[Axis] = frozenset()) -> None:
@@ -119,6 +119,10 @@ class UserData(Facade):
     def get_dynamic_size(self, axis: int) -> Tensor:
         """Lengths of the sequences along an axis, which counts the batch."""
         return self.size_placeholder[axis - 1]
+
+    def get_dynamic_axes(self) -> list[int]:
+        """Axes whose sizes differ from sequence to sequence, counting the batch."""
+        return [place + (1 if self.first else 0) for place, axis in enumerate(self.rest) if axis.is_dynamic]
 
     def have_batch_axis(self) -> bool:
         return bool(self.first)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -506,7 +508,28 @@ TYPES: dict[str, torch.dtype] = {
     "bool": torch.bool,
     "complex64": torch.complex64,
 }
+_TYPE_NAMES = ("dtype", "out_type", "output_type")
+
+
+def _with_type_names(function: Any) -> Any:
+    """Types may be given as texts, too ("float32")."""
+    names = list(inspect.signature(function).parameters) if isinstance(function, types.FunctionType) else []
+    places = {name: names.index(name) for name in _TYPE_NAMES if name in names}
+    if not places:
+        return function
+
+    def call(*given: Any, **named: Any) -> Any:
+        values = [TYPES.get(v, v) if i in places.values() and isinstance(v, str) else v for i, v in enumerate(given)]
+        named |= {name: TYPES.get(v, v) for name, v in named.items() if name in places and isinstance(v, str)}
+        return function(*values, **named)
+
+    return call
+
+
 RANDOM: dict[str, Any] = {"uniform": random_uniform, "normal": random_normal}
-TABLE: dict[str, Any] = {**_MATH, **_NN, **_PLAIN, **TYPES}
+TABLE: dict[str, Any] = {
+    **{name: _with_type_names(function) for name, function in {**_MATH, **_NN, **_PLAIN}.items()},
+    **TYPES,
+}
 MATH, NN = {**_MATH, "softmax": softmax, "log_softmax": log_softmax, "log_sigmoid": _unary(F.logsigmoid)}, _NN
 PI = math.pi
