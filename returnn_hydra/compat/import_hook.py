@@ -91,6 +91,8 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.datasets.basic": f"{_SHIM}.datasets",
     "returnn.datasets.postprocessing": f"{_SHIM}.postprocessing",
     "returnn.datasets.hdf": f"{_SHIM}.datasets_hdf",
+    "returnn.datasets.lm": f"{_SHIM}.datasets_lm",
+    "returnn.datasets.util.cleaners": f"{_SHIM}.datasets_lm",
     "returnn.datasets.util": f"{_SHIM}.datasets_util",
     "returnn.datasets.util.hdf": f"{_SHIM}.datasets_hdf",
     "returnn.datasets.util.vocabulary": f"{_SHIM}.vocabulary",

@@ -6,7 +6,7 @@ Legend: N sequences, T frames, F features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.features import AudioFeatures
 from returnn_hydra.data.files import PathLike, decode_utf8, parse_literal, read_bytes, read_text
 from returnn_hydra.data.perturb import change_speed, speed_length
+from returnn_hydra.data.text_cleaners import CleanerLike, text_cleaner
 from returnn_hydra.data.utterances import Utterance, exact_num_samples, parse_utterance, read_manifest
 from returnn_hydra.data.views import Indices, as_array, renewed, tag_index
 from returnn_hydra.data.vocab import Vocabulary
@@ -36,7 +37,8 @@ class AudioDataset(Dataset):
     Args:
         audio: the features; None: text only.
         targets: the vocabulary; None: no labels.
-        targets_post_process: str -> str, applied to the text before it is encoded.
+        targets_post_process: str -> str, or the name of a cleaner (see text_cleaners.py), or several; applied to the
+            text before it is encoded.
         speed_factors: one of them is drawn for every sequence in every epoch: the audio is played so many times as
             fast.
         seed: of all that is random here; draws depend on (seed, epoch, sequence) alone.
@@ -52,7 +54,7 @@ class AudioDataset(Dataset):
         self,
         audio: AudioFeatures | None,
         targets: Vocabulary | None,
-        targets_post_process: Callable[[str], str] | None,
+        targets_post_process: CleanerLike | None,
         speed_factors: Sequence[float],
         seed: int,
         lengths: str,
@@ -63,7 +65,7 @@ class AudioDataset(Dataset):
             raise DataError("speed_factors without audio")
         self.audio = audio
         self.targets = targets
-        self.targets_post_process = targets_post_process
+        self.targets_post_process = None if targets_post_process is None else text_cleaner(targets_post_process)
         self.speed_factors = list(speed_factors)
         self.seed = seed
         self.length_source = lengths
@@ -284,7 +286,7 @@ class AudioZipDataset(AudioDataset):
         path: PathLike | Sequence[PathLike],
         audio: AudioFeatures | None = None,
         targets: Vocabulary | None = None,
-        targets_post_process: Callable[[str], str] | None = None,
+        targets_post_process: CleanerLike | None = None,
         content_name: str | Sequence[str] | None = None,
         zip_audio_files_have_name_as_prefix: bool = True,
         speed_factors: Sequence[float] = (),
@@ -356,7 +358,7 @@ class AudioFolderDataset(AudioDataset):
         root: PathLike | None = None,
         audio: AudioFeatures | None = None,
         targets: Vocabulary | None = None,
-        targets_post_process: Callable[[str], str] | None = None,
+        targets_post_process: CleanerLike | None = None,
         speed_factors: Sequence[float] = (),
         seed: int = 1,
         lengths: str = "auto",

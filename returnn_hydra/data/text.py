@@ -16,6 +16,7 @@ from returnn_hydra.data.checks import did_you_mean, stream_spec
 from returnn_hydra.data.dataset import DataError, Dataset, Examples
 from returnn_hydra.data.files import PathLike, read_lines, read_literal, read_tag_list
 from returnn_hydra.data.lines import LineCorpus
+from returnn_hydra.data.text_cleaners import CleanerLike, text_cleaner
 from returnn_hydra.data.views import Indices, as_array, copy_numbers, numbered, renewed, select, tag_index
 from returnn_hydra.data.vocab import Vocabulary
 
@@ -105,7 +106,8 @@ class LmDataset(Dataset):
         corpus_file: text files, plain or packed (.gz), or Bliss XML; several are read one after the other.
         vocab: how a line becomes labels.
         skip_empty_lines: lines with nothing but white space don't count.
-        orth_post_process: str -> str, applied to a line before it is encoded.
+        orth_post_process: str -> str, or the name of a cleaner (see text_cleaners.py), or several; applied to a line
+            before it is encoded.
         add_delayed_seq_data: have the stream `delayed`.
         delayed_seq_data_start_symbol: its first label.
         seq_list_file: tags to use instead, one per line.
@@ -123,7 +125,7 @@ class LmDataset(Dataset):
         corpus_file: PathLike | Sequence[PathLike],
         vocab: Vocabulary,
         skip_empty_lines: bool = True,
-        orth_post_process: Callable[[str], str] | None = None,
+        orth_post_process: CleanerLike | None = None,
         add_delayed_seq_data: bool = False,
         delayed_seq_data_start_symbol: str = "[START]",
         seq_list_file: PathLike | None = None,
@@ -135,7 +137,8 @@ class LmDataset(Dataset):
         files = [Path(p) for p in ([corpus_file] if isinstance(corpus_file, str | Path) else corpus_file)]  # type: ignore[union-attr]
         if not files:
             raise DataError("LmDataset: no corpus_file")
-        self._labels = LabelLines(LineCorpus(files, skip_empty_lines), vocab, orth_post_process)
+        clean = None if orth_post_process is None else text_cleaner(orth_post_process)
+        self._labels = LabelLines(LineCorpus(files, skip_empty_lines), vocab, clean)
         self._start = vocab.label_id(delayed_seq_data_start_symbol) if add_delayed_seq_data else None
         spec = TensorSpec(vocab=vocab, dtype=label_dtype(dtype, vocab.num_labels))
         self.streams = {"data": spec} | ({"delayed": spec} if add_delayed_seq_data else {})

@@ -23,7 +23,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "returnn.datasets.meta": ("MetaDataset", "CombinedDataset", "ConcatSeqsDataset"),
     "returnn.datasets.audio": ("OggZipDataset",),
     "returnn.datasets.multi_proc": ("MultiProcDataset",),
-    "returnn.datasets.lm": ("LmDataset", "TranslationDataset"),
     "returnn.tf.engine": ("Engine", "Runner"),
     "returnn.tf.data_pipeline": ("BatchSetGenerator", "FeedDictDataProvider"),
     "returnn.tf.network": ("TFNetwork", "LayerBase", "ExternData"),
@@ -41,18 +40,6 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 """Functions that give the object that is active, or tell it something: None, there is no such object here. A layer
 class of the config's own is an error where a network names it."""
 _TRANSDUCER = "use returnn_hydra.nn.transducer_loss, or torchaudio.functional.rnnt_loss in a train_step with torch"
-_CLEANERS = "clean the text before, or give orth_post_process a function str -> str of your own"
-_CLEANER_NAMES = (
-    "basic_cleaners",
-    "english_cleaners",
-    "english_cleaners_keep_special",
-    "get_post_processor_function",
-    "get_remove_chars",
-    "get_replace",
-    "lowercase_keep_special",
-    "normalize_numbers",
-    "transliteration_cleaners",
-)
 REFUSED: dict[str, dict[str, str]] = {
     "returnn.extern": {},
     "returnn.extern.HawkAaronWarpTransducer": {"rnnt_loss": _TRANSDUCER, "is_checked_out": _TRANSDUCER},
@@ -62,7 +49,6 @@ REFUSED: dict[str, dict[str, str]] = {
     "returnn.tf.hyper_param_tuning": {
         "HyperParam": "sweep over values with python run.py -m returnn_config=... key=a,b"
     },
-    "returnn.datasets.lm": dict.fromkeys(_CLEANER_NAMES, _CLEANERS),
 }
 """Module to the functions that can't work here, each with what to do instead."""
 
