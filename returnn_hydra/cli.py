@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from returnn_hydra.config.flags import flags_first
+from returnn_hydra.config.flags import flags_first, is_sweep
 from returnn_hydra.config.help import help_text, wants_help
 from returnn_hydra.config.hydra_errors import explain
 from returnn_hydra.config.imports import without_collections
@@ -88,7 +89,7 @@ def main() -> None:
 def _run() -> None:
     sys.argv[1:] = flags_first(with_saved_overrides(sys.argv[1:]))
     try:
-        with table_at_the_end():
+        with table_at_the_end() if is_sweep(sys.argv) else nullcontext():
             run_job()
     except JobFailed as failed:
         raise failed.error from None

@@ -388,7 +388,7 @@ def test_every_source_is_in_the_documentation():
         if row.startswith("| `")
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    recipes = {"an4", "an4_test", "an4_text", "digits", "japanese_vowels"}
+    recipes = {"an4", "an4_bpe", "an4_test", "an4_text", "digits", "japanese_vowels"}
     choices = {path.stem for path in (root / "conf/datasets").glob("*.yaml")}
     assert named == {name for name in choices - recipes if not name.startswith("digits_")}
 

@@ -18,3 +18,8 @@ def flags_first(words: Sequence[str]) -> list[str]:
         belongs_to_flag = before in WITH_VALUE or word in WITH_WORD.get(before, ())
         (flags if word.startswith("-") or belongs_to_flag else overrides).append(word)
     return flags + overrides
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Does the command ask Hydra for several jobs?"""
+    return any(word in ("-m", "--multirun", "hydra.mode=MULTIRUN") for word in words)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from returnn_hydra.config.flags import flags_first
+from returnn_hydra.config.flags import flags_first, is_sweep
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,11 @@ def test_the_command_line_takes_them(command, tmp_path, capsys):
     assert "num_epochs: 7" in shown
     assert "torch.optim.Adagrad" in shown
     assert "seed: 3" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("-m seed=1,2", True), ("seed=1,2 --multirun", True), ("hydra.mode=MULTIRUN seed=1", True), ("name=-m", False)],
+)
+def test_is_sweep(words, expected):
+    assert is_sweep(words.split()) is expected
