@@ -81,7 +81,8 @@ class Batch:
     """Some sequences, padded with zeros to the longest of them."""
 
     tensors: Mapping[str, Any]
-    """Stream name to (B, T, ...), or (B, ...) for streams without a time axis; text streams are numpy arrays of str."""
+    """Stream name to (B, T, ...), or (B, ...) for streams without a time axis; text streams are numpy arrays of str.
+    T is at least 1, also where all sequences are empty."""
     lengths: Mapping[str, Tensor]
     """Number of frames, (B,) int64, for every stream with a time axis."""
     seq_tags: list[str] = field(default_factory=list)
@@ -113,12 +114,12 @@ class Batch:
         return replace(self, tensors=move(self.tensors), lengths=move(self.lengths))
 
     def select(self, start: int, stop: int) -> Batch:
-        """Sequences start .. stop-1, with the padding that they need."""
+        """Sequences start .. stop-1, with the padding that they need; one frame of it if none of them has any."""
         lengths = {name: value[start:stop] for name, value in self.lengths.items()}
         tensors = {}
         for name, tensor in self.tensors.items():
             part = tensor[start:stop]
-            tensors[name] = part[:, : int(lengths[name].max())] if name in lengths else part
+            tensors[name] = part[:, : max(1, int(lengths[name].max()))] if name in lengths else part
         return replace(self, tensors=tensors, lengths=lengths, seq_tags=self.seq_tags[start:stop])
 
     def halves(self) -> list[Batch]:

@@ -99,12 +99,17 @@ def _shape_text(spec: TensorSpec) -> str:
 
 
 def _pad(name: str, spec: TensorSpec, arrays: Sequence[np.ndarray], tags: Sequence[str]) -> np.ndarray:
-    """(B, T, ...) with zeros behind each sequence; (B, ...) without a time axis."""
+    """(B, T, ...) with zeros behind each sequence; (B, ...) without a time axis.
+
+    T is at least 1: no model must know about tensors without frames, only about sequences of length 0.
+    """
     assert spec.shape is not None
     sizes = [
         max((array.shape[axis] for array in arrays), default=0) if size is None else size
         for axis, size in enumerate(spec.shape)
     ]
+    if spec.time_axis is not None:
+        sizes[spec.time_axis] = max(sizes[spec.time_axis], 1)
     dtype = torch_dtype(spec)
     if dtype.kind in "iu":
         _check_fits(name, dtype, arrays, tags)

@@ -240,10 +240,16 @@ class Updater:
             self._sums = dict(zip(names, totals[len(names) :], strict=True))
 
     def _factor(self, name: str) -> Tensor | float:
-        """What the gradient of a sum is multiplied by; the ranks' gradients are averaged, but sums are wanted."""
+        """What the gradient of a sum is multiplied by; the ranks' gradients are averaged, but sums are wanted.
+
+        The sum over nothing is 0, and so is its mean.
+        """
+        count = self._counts[name]
         if self.rules.normalization == "sum":
             return float(self.ranks.size)
-        return self.ranks.size / self._counts[name]
+        if isinstance(count, Tensor):
+            return self.ranks.size / torch.where(count == 0, 1, count)
+        return self.ranks.size / (count or 1)
 
     def _scaled(self, total: Tensor) -> Tensor:
         return self.scaler.scale(total) if self.scaler else total

@@ -102,6 +102,8 @@ def _filled(
         if name not in batch.lengths:
             raise ExternDataError(f"stream '{name}': extern_data has the time axis {time}, the data has no lengths")
         _set_lengths(name, time, batch.lengths[name], known)
+        if not known[time][1].any():  # a batch has at least one frame, padding included; a dim none
+            raw = raw[:, :0]
     for number, dim in enumerate(others, 1):
         if not dim.is_dim_known():
             size = torch.tensor(raw.shape[number], dtype=torch.int32)

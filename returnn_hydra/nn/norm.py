@@ -58,8 +58,10 @@ class InputNorm(nn.Module):
 
     def _update(self, frames: Tensor) -> None:
         """Join the statistics with those of further frames (N, F) (Chan et al. 1979, Updating Formulae, section 2)."""
+        if len(frames) == 0:
+            return
         new_count = self.count + len(frames)
-        weight = len(frames) / new_count.clamp(min=1)
+        weight = len(frames) / new_count
         delta = frames.mean(0) - self.mean
         variance = frames.var(0, correction=0)
         self.variance.lerp_(variance, weight).add_(delta.square() * weight * (1 - weight))

@@ -23,12 +23,12 @@ def transducer_loss(
     Args:
         log_probs: (B, T, U+1, V), normalised over V.
         labels: (B, U).
-        frame_lengths: (B,), at least 1.
+        frame_lengths: (B,).
         label_lengths: (B,).
         blank_id: class that goes on to the next frame.
 
     Returns:
-        (B,) in nats.
+        (B,) in nats; of a sequence without frames 0 if it has no labels, else infinity.
     """
     num_seqs, num_frames, num_nodes, _ = log_probs.shape
     num_labels = num_nodes - 1
@@ -54,5 +54,7 @@ def transducer_loss(
         alpha = torch.logaddexp(alpha + blanks[:, n - 1], by_label)
         alphas.append(alpha)
     row = torch.arange(num_seqs, device=labels.device)
-    last = frame_lengths - 1 + label_lengths
-    return -(torch.stack(alphas, dim=1)[row, last, label_lengths] + blanks[row, last, label_lengths])
+    last = (frame_lengths - 1).clamp(min=0) + label_lengths
+    nats = -(torch.stack(alphas, dim=1)[row, last, label_lengths] + blanks[row, last, label_lengths])
+    without_frames = torch.where(label_lengths == 0, 0.0, torch.inf).to(nats)
+    return torch.where(frame_lengths > 0, nats, without_frames)

@@ -82,6 +82,7 @@ def ctc_align(
     last = 2 * label_lengths.long()[:, None]  # (B, 1): the blank behind the last label
     ends = torch.cat([last, (last - 1).clamp(min=0)], dim=1)
     scores, which = final.gather(1, ends).max(dim=1)
+    scores = scores.where(lengths > 0, 0.0)  # without frames and labels: the empty path
     for name, score in zip(names, scores.tolist(), strict=True):
         if score == -float("inf"):
             raise UsageError(f"sequence {name}: every CTC path of its labels has probability 0")
@@ -137,5 +138,5 @@ def _check(labels: Tensor, inside: Tensor, lengths: Tensor, blank: int, num_clas
     repeated = ((labels[:, 1:] == labels[:, :-1]) & inside[:, 1:]).sum(1)
     needed = inside.sum(1) + repeated
     for name, need, have in zip(names, needed.tolist(), lengths.tolist(), strict=True):
-        if have < max(need, 1):
-            raise UsageError(f"sequence {name} has {have} frames, but its labels need at least {max(need, 1)}")
+        if have < need:
+            raise UsageError(f"sequence {name} has {have} frames, but its labels need at least {need}")

@@ -111,9 +111,10 @@ class TransducerScorer:
         reached = reached.masked_fill(~real, -torch.inf)
 
         extended = (reached[..., None] + classes.nan_to_num(nan=0.0)).logsumexp(2)  # padding may hold anything
-        last = (state.lengths - 1)[:, None, None].expand(-1, labels.shape[1], 1)
+        last = (state.lengths - 1).clamp(min=0)[:, None, None].expand(-1, labels.shape[1], 1)
         extended[..., self.model.blank_id] = -torch.inf
-        extended[..., self.eos] = (reached + blanks).gather(2, last)[..., 0]
+        ended = (reached + blanks).gather(2, last)[..., 0]
+        extended[..., self.eos] = ended.where(state.lengths[:, None] > 0, 0.0)  # without frames: the empty sequence
         log_probs = torch.where(score[..., None] == -torch.inf, -torch.inf, extended - score[..., None])
         return log_probs, _State(state.encoder, state.lengths, predictor, reached, classes, None, score, extended)
 

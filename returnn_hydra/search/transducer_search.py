@@ -171,7 +171,10 @@ class _Run:
         self.finished: list[list[tuple[float, int]]] = [[] for _ in self.lengths]  # score, prefix
 
     def results(self) -> list[list[Hypothesis]]:
-        seqs = np.arange(len(self.lengths))
+        for seq in np.flatnonzero(self.lengths == 0).tolist():  # no frames: the empty path is all
+            history_row = 0 if self.histories is None else int(self.histories.rows([seq])[0])
+            self.finished[seq].append((self._end_bonus(history_row), seq))
+        seqs = np.flatnonzero(self.lengths)
         beam = self._start(seqs)
         step = 0
         while len(seqs):

@@ -79,7 +79,9 @@ def describe(
     for index, seq_tag in enumerate(batch.seq_tags[:NUM_SHOWN]):
         lines.append(f"  {seq_tag}")
         for stream in batch.tensors:
-            part = np.asarray(batch.select(index, index + 1)[stream][0])
+            part = np.asarray(batch[stream][index])
+            if stream in batch.lengths:
+                part = part[: int(batch.lengths[stream][index])]
             lines.append(f"    {stream} {first_values(part, loader.specs[stream])}")
     if len(lengths):
         lines += histogram(lengths)

@@ -42,7 +42,7 @@ def test_returnn():
 def test_several_variable_axes(shapes):
     arrays = [np.random.RandomState(i).rand(a, 3, b).astype(np.float32) for i, (a, b) in enumerate(shapes)]
     batch = collate(examples(att=arrays), {"att": TensorSpec(shape=(None, 3, None))})
-    assert batch["att"].shape == (len(shapes), max(a for a, _ in shapes), 3, max(b for _, b in shapes))
+    assert batch["att"].shape == (len(shapes), max(1, *(a for a, _ in shapes)), 3, max(b for _, b in shapes))
     assert batch.lengths["att"].tolist() == [a for a, _ in shapes]
     for row, array in zip(batch["att"], arrays, strict=True):
         assert np.array_equal(row[: array.shape[0], :, : array.shape[2]], array)

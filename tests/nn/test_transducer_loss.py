@@ -61,3 +61,14 @@ def test_all_alignments_equally_likely():
     )
     ways = math.comb(frames - 1 + labels, labels)
     assert float(loss) == pytest.approx((frames + labels) * math.log(classes) - math.log(ways), rel=1e-5)
+
+
+def test_without_frames_there_is_only_the_empty_sequence():
+    log_probs = torch.randn(3, 2, 2, 4).log_softmax(-1).requires_grad_()
+    labels, label_lengths = torch.ones(3, 1, dtype=torch.long), torch.tensor([0, 1, 1])
+    losses = transducer_loss(log_probs, labels, torch.tensor([0, 0, 2]), label_lengths, 0)
+    assert losses[:2].tolist() == [0.0, math.inf]
+    assert math.isfinite(float(losses[2].detach()))
+    losses.sum().backward()
+    assert not log_probs.grad[:2].any()
+    assert log_probs.grad.isfinite().all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -189,6 +190,25 @@ def test_result_does_not_depend_on_the_batch(
             for other in (alone, shuffled[order.index(seq)]):
                 assert [hyp.labels for hyp in other] == [hyp.labels for hyp in whole[seq]]
                 assert [hyp.score for hyp in other] == pytest.approx([hyp.score for hyp in whole[seq]], abs=1e-5)
+
+
+@torch.no_grad()
+def test_without_frames_the_empty_sequence_is_certain(
+    toy: SimpleNamespace, model: torch.nn.Module, lm: LanguageModelScorer | None
+) -> None:
+    encoded = toy.encoded(3, 4, V + 1, seed=5)
+    mixed = replace(encoded, lengths=encoded.lengths * torch.tensor([1, 0, 1]))
+    scorer = TransducerScorer(model, V + 1, eos=EOS)
+    beam = TransducerBeamSearch(model, beam_size=4, lm=lm, lm_bos=BLANK, lm_eos=BLANK, lm_scale=0.5)
+    for search, end in (
+        (TransducerGreedySearch(model), 0.0),
+        (beam, 0.5 * lm_score(toy, lm)((BLANK,))),
+        (LabelSyncSearch(scorer, bos=EOS, eos=EOS, beam_size=4, length_normalization=LengthNormalization("none")), 0.0),
+    ):
+        found, whole = search(mixed), search(encoded)
+        assert (found[1][0].labels, found[1][0].score) == ([], pytest.approx(end, abs=1e-6))
+        for seq in (0, 2):
+            assert found[seq][0].labels == whole[seq][0].labels
 
 
 @torch.no_grad()
