@@ -59,10 +59,14 @@ class LossInput:
 
 @dataclass(frozen=True)
 class LossValue:
-    """Sums: what is optimised, and the error that is only reported; None if there is none."""
+    """Sums: what is optimised, and the error that is only reported; None if there is none.
+
+    `count`: what the reported score is divided by, if it is not the number of frames.
+    """
 
     value: Tensor | None
     error: Tensor | None = None
+    count: float | None = None
 
 
 LossFunction = Callable[..., LossValue]
@@ -70,8 +74,6 @@ _LOSSES: dict[str, LossFunction] = {}
 NOT_HERE = {
     "sprint": "RASR is not called; sequence training needs its own program",
     "fast_bw": "RASR's automata are not read; use 'ctc', or the alignment of a frame-wise model with 'ce'",
-    "triplet_loss": "use 'as_is' on a layer that computes it",
-    "deep_clustering": "use 'as_is' on a layer that computes it",
 }
 """Losses of RETURNN that are not supported, and what to do without them."""
 
@@ -116,7 +118,7 @@ def report_loss(call: LayerCall, output: NamedTensor) -> None:
             call.scope.target_spec(call.default_target())  # a wrong name shows now
         return
     result = compute_loss(call, output, call.options["loss"], options)
-    count = loss_count(call, output, common)
+    count = result.count if result.count is not None else loss_count(call, output, common)
     scale = float(call.options.get("loss_scale", common.get("scale", 1.0)))
     if result.value is not None:
         scale_by = 1.0 / max(float(count), 1.0) if common.get("use_normalized_loss") else 1.0

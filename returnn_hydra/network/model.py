@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from returnn_hydra.batch import Batch, Loss, Output, TensorSpec
+from returnn_hydra.network import embedding_losses as embedding_losses  # registers its losses
 from returnn_hydra.network import sequence_losses as sequence_losses  # registers its losses
 from returnn_hydra.network.dumps import Dump
 from returnn_hydra.network.errors import NetworkError, TooShort, nearest

@@ -43,7 +43,6 @@ class LayerClass:
 _CLASSES: dict[str, LayerClass] = {}
 NOT_HERE: dict[str, str] = {
     "twod_lstm": "there is no two-dimensional LSTM",
-    "cum_concat": "use 'self_attention' with attention_left_only, which keeps its keys in a loop",
     "reshape": "use 'merge_dims' and 'split_dims'",
     "random_state_init": "use 'random', whose state is that of the run",
     "tikhonov_regularization": "use 'L2'",

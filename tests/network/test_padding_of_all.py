@@ -26,10 +26,6 @@ EXCUSED = {
     "time_unchunking": "see time_chunking",
     "batch_norm": "golden case; learns from all frames of the batch",
     "kenlm": "needs a file; tests/network/test_kenlm.py has sequences of several lengths",
-    "split_batch_beam": "only there in a search: tests/network/test_references.py, test_networks.py",
-    "choice_get_beam_scores": "only there in a search; scores are per sequence as the search's are",
-    "choice_get_src_beams": "only there in a search",
-    "decide_keep_beam": "only there in a search",
 }
 SPECS = {
     "data": TensorSpec(dim=4),
@@ -59,12 +55,31 @@ DECODER = {
     "output": layer("choice", "prob", target="other", beam_size=3, initial_output=1, length_normalization=False),
     "end": layer("compare", "output", value=0),
 }
+
+
+def searched(last: dict[str, Any], unit: dict[str, Any] = DECODER) -> dict[str, Any]:
+    """A layer behind a search whose sequences end at different steps."""
+    found = layer("rec", [], unit=unit, target="other", max_seq_len=6, include_eos=True)
+    return {"summary": SUMMARY, "output": found, "found": {**last, "only_on_search": True}}
+
+
+PARENTS = layer("choice_get_src_beams", "output", is_output_layer=True, only_on_search=True)
 # class -> network with an "output"; all of them read `data` (8, 5, 7 frames) and `other` (3, 4, 2)
 NETWORKS: dict[str, dict[str, Any]] = {
     "batch_softmax": {"output": layer("batch_softmax")},
-    "choice": {
-        "summary": SUMMARY,
-        "output": layer("rec", [], unit=DECODER, target="other", max_seq_len=6, include_eos=True),
+    "choice": searched(layer("decide", "output")),
+    "choice_get_beam_scores": searched(layer("choice_get_beam_scores", "output")),
+    "choice_get_src_beams": searched(layer("copy", "output/parents"), {**DECODER, "parents": PARENTS}),
+    "decide_keep_beam": searched(layer("decide_keep_beam", "output")),
+    "split_batch_beam": searched(layer("split_batch_beam", "output")),
+    "cum_concat": {
+        "output": layer("rec", unit={
+            "frames": layer("cum_concat", "data:source"),
+            "energy": layer("dot", ["data:source", "frames"], red1="F", red2="F", var1=None, var2="stag:rec-history"),
+            "weights": layer("softmax_over_spatial", "energy", axis="stag:rec-history"),
+            "output": layer("dot", ["weights", "frames"], red1="stag:rec-history", red2="stag:rec-history",
+                            var1=None, var2="F"),
+        }),
     },
     "combine_dims": {
         "parts": layer("split_dims", axis="F", dims=(2, 2)),
@@ -178,7 +193,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "top_k": {"output": layer("top_k", axis="F", k=2)},
     "unflatten_nd": {"output": layer("unflatten_nd", sizes="data:sizes", num_axes=2)},
 }  # fmt: skip
-SEARCHES = {"choice"}
+SEARCHES = {"choice", "split_batch_beam", "choice_get_beam_scores", "choice_get_src_beams", "decide_keep_beam"}
 COVERED_BY = {
     "decide": "choice", "train_flag": "cond", "unflatten_batch": "flatten_batch"
 }  # fmt: skip
@@ -220,9 +235,8 @@ def classes_of(value: Any) -> set[str]:
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_alone_or_padded(name: str, batch: Batch) -> None:
     torch.manual_seed(2)
-    network = {**NETWORKS[name], "decision": layer("decide", "output")} if name in SEARCHES else NETWORKS[name]
-    wanted = "decision" if name in SEARCHES else "output"
-    model = NetworkModel(network, SPECS, search=name in SEARCHES).eval()
+    wanted = "found" if name in SEARCHES else "output"
+    model = NetworkModel(NETWORKS[name], SPECS, search=name in SEARCHES).eval()
     options: dict[str, Any] = {"search": name in SEARCHES, "with_losses": False, "layers": [wanted]}
     with torch.no_grad():
         together = model(batch, **options).outputs[wanted].zero_padding().batch_major()

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
-from returnn_hydra.network.axis import Axis
+from returnn_hydra.network.axis import BATCH, BEAM, Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.named_tensor import NamedTensor, common_axes, latest_beam, to_beam, unify
 from returnn_hydra.network.registry import register_layer
+
+
+def _maskable(tensor: NamedTensor, axes: list[Axis]) -> list[Axis]:
+    """Dynamic axes; those whose lengths differ along axes that only the other factor has (frames so far), it masks."""
+    batch = (BATCH, BEAM)
+    return [a for a in axes if a.is_dynamic and all(over in tensor.axes or over.kind in batch for over in a.over)]
 
 
 def dot_product(
@@ -29,9 +35,7 @@ def dot_product(
         a, b = to_beam(a, beam), to_beam(b, beam)
     a, b, var_b = _separated(a, b, var_a, var_b)
     if use_mask:
-        dynamic = [axis for axis in reduce_a if axis.is_dynamic]
-        a = a.like(a.masked(dynamic, 0))
-        b = b.like(b.masked([axis for axis in reduce_b if axis.is_dynamic], 0))
+        a, b = (t.like(t.masked(_maskable(t, axes), 0)) for t, axes in ((a, reduce_a), (b, reduce_b)))
     own = frozenset([*reduce_a, *reduce_b, *var_a, *var_b])
     a, b = unify([a, b], call.scope.all_hidden | own)
     inner_a, inner_b = [*reduce_a, *var_a], [*reduce_b, *var_b]

@@ -97,7 +97,7 @@ def reduce(
     return make(raw.reshape([a.size for a in rest]), rest, feature=feature, **changes)
 
 
-@register_layer("softmax_over_spatial", refs=("start", "window_start", "window_size"))
+@register_layer("softmax_over_spatial", framewise=True, refs=("start", "window_start", "window_size"))
 def softmax_over_spatial(
     call: LayerCall,
     *,

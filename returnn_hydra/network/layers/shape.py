@@ -376,7 +376,7 @@ def _tagged(call: LayerCall, x: NamedTensor, axis: Any, tag: Any) -> NamedTensor
     return x.relabelled(old, new)
 
 
-@register_layer("split")
+@register_layer("split", framewise=True)
 def split(
     call: LayerCall, *, axis: Any = None, num_splits: int | None = None, size_splits: Any = None, out_dims: Any = None
 ) -> NamedTensor:

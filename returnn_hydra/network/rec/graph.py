@@ -10,7 +10,16 @@ from returnn_hydra.network.net import LayerSpec, Net
 from returnn_hydra.network.registry import layer_class
 
 STATEFUL = frozenset(
-    ("rnn_cell", "self_attention", "cumsum", "kenlm", "masked_computation", "window", "edit_distance_table")
+    (
+        "rnn_cell",
+        "self_attention",
+        "cumsum",
+        "kenlm",
+        "masked_computation",
+        "window",
+        "edit_distance_table",
+        "cum_concat",
+    )
 )
 """Classes that keep something from frame to frame."""
 

@@ -82,6 +82,8 @@ class RecScope(Scope):
         roots = self.net.roots(self.run.search, self.reports_losses)
         targets = [ref for name in roots for ref in layer_targets(self.net.layers[name])] if self.reports_losses else []
         names = [name for name in (*targets, *self.outside_references()) if name in self.net]
+        if not self.run.search:
+            names = [name for name in names if not self.net.layers[name].get("only_on_search")]
         return list(dict.fromkeys(["output", *roots, *names]))
 
     def outside_references(self) -> list[str]:

@@ -235,6 +235,45 @@ class BasicRnn(_Stepwise):
         return h, {"state": h}
 
 
+class Rhn(_Stepwise):
+    """Recurrent highway network (Zilly et al., 2017, eq. 6-9, carry gate 1 - t): `depth` layers in every frame.
+
+    `dropout` on the state has one mask for all frames.
+    """
+
+    state_keys = ("state",)
+
+    def __init__(self, call: LayerCall, size_in: int, size: int, weights_init: Any, options: dict[str, Any]) -> None:
+        self.call, self.size = call, size
+        self.rate = float(options.pop("dropout", 0.0)) if call.train and not call.run.building else 0.0
+        options.pop("dropout", None)
+        options.pop("dropout_seed", None)
+        start = torch.zeros(2 * size)
+        start[size:] = options.pop("transform_bias", None) or 0.0
+        self.weight = call.param("rec/W", (size_in, 2 * size), weights_init)
+        self.bias = call.param("rec/b", (2 * size,), start)
+        depth = int(options.pop("depth", 5))
+        names = [f"rec/rhn_cell/depth_{i}/W" for i in range(depth)]
+        self.recurrent = [call.param(name, (size, 2 * size), weights_init) for name in names]
+        self.mask: Tensor | None = None
+
+    def _dropped(self, state: Tensor) -> Tensor:
+        if not self.rate:
+            return state
+        if self.mask is None:
+            self.mask = torch.empty_like(state).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return state * self.mask
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        now = state["state"]
+        below: Tensor | float = x @ self.weight + self.bias
+        for weight in self.recurrent:
+            h, t = (self._dropped(now) @ weight + below).chunk(2, -1)
+            now = now + torch.sigmoid(t) * (torch.tanh(h) - now)
+            below = 0.0
+        return now, {"state": now}
+
+
 class LayerNormLstm(_Stepwise):
     """LSTM with layer normalisation in several places (`LayerNormVariantsLSTM`); gates i, j, f, o."""
 
@@ -334,6 +373,7 @@ UNITS: dict[str, Make] = {
     "gru": Gru,
     "rnn": BasicRnn,
     "basicrnn": BasicRnn,
+    "rhn": Rhn,
 }
 
 
@@ -358,4 +398,4 @@ def make_unit(call: LayerCall, name: str, size_in: int, size: int, options: dict
 
 def state_keys(name: str) -> tuple[str, ...]:
     key = str(name).lower().removesuffix("cell")
-    return ("state",) if key in ("gru", "rnn", "basicrnn") else ("c", "h")
+    return ("state",) if key in ("gru", "rnn", "basicrnn", "rhn") else ("c", "h")
