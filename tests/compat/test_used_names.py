@@ -36,8 +36,9 @@ def returnn():
 
 def resolve(name):
     module, _, attribute = name.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, attribute) if attribute else found
+    return (
+        getattr(__import__(module, fromlist=[attribute]), attribute) if attribute else importlib.import_module(module)
+    )
 
 
 @pytest.mark.parametrize(("name", "fate"), rows("import"))
