@@ -73,6 +73,7 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.torch": f"{_SHIM}.torch",
     "returnn.torch.context": f"{_SHIM}.torch_context",
     "returnn.torch.data": f"{_SHIM}.torch",
+    "returnn.torch.data.pipeline": f"{_SHIM}.torch_pipeline",
     "returnn.torch.data.extern_data": f"{_SHIM}.torch_extern_data",
     "returnn.torch.data.tensor_utils": f"{_SHIM}.tensor_utils",
     "returnn.torch.frontend": f"{_SHIM}.torch_frontend",

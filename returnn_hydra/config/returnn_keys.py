@@ -53,7 +53,7 @@ _TRANSLATED = _group(
     ("batch_size_dev", int | float | dict | Function | None, "datasets.dev.batch_size"),
     ("max_seqs", PerEpoch, "datasets.*.max_seqs"),
     ("packed_batch_size", int | dict | None, "datasets.*.packed_batch_size"),
-    ("torch_batching", dict | None, "datasets.*.buckets"),
+    ("torch_batching", dict | Function | None, "datasets.*.buckets; a function: the batches of its own"),
     ("max_seq_length", Lengths, "datasets.*.max_seq_length"),
     ("min_seq_length", Lengths, "datasets.*.min_seq_length"),
     ("chunking", str | int | list | dict | None, "datasets.*.chunking"),

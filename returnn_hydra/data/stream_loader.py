@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from returnn_hydra.data.collate import check_specs, collate
 from returnn_hydra.data.dataset import DataError, Examples, wrong_sequence
 from returnn_hydra.data.reading import ahead, from_workers, own_generator
 from returnn_hydra.data.streaming import Example, StreamingDataset
+
+Grouping = Callable[[Iterator[Example], int], Iterable[list[Example]]]
+"""The sequences as they come, and the epoch, to the sequences of every batch."""
 
 
 @dataclass
@@ -57,6 +60,7 @@ class StreamLoader:
         world_size: int = 1,
         check_finite: bool = False,
         seed: int = 0,
+        grouping: Grouping | None = None,
     ) -> None:
         self.dataset = dataset
         self.specs = dict(specs if specs is not None else dataset.streams)
@@ -68,6 +72,7 @@ class StreamLoader:
         self.world_size = world_size
         self.check_finite = check_finite
         self.seed = seed
+        self.grouping = grouping
         self._counts: dict[int, Counts] = {}
         if self.batching.buckets:
             raise ValueError(f"buckets needs all lengths, which {type(dataset).__name__} does not know")
@@ -90,7 +95,14 @@ class StreamLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 1), beginning at batch number `start`."""
         former = BatchFormer(
-            self.dataset, self.specs, self.batching, self.check_finite, self.rank, self.world_size, self.seed
+            self.dataset,
+            self.specs,
+            self.batching,
+            self.check_finite,
+            self.rank,
+            self.world_size,
+            self.seed,
+            self.grouping,
         )
         if self.num_workers:
             loader: DataLoader = DataLoader(
@@ -155,6 +167,7 @@ class BatchFormer:
     rank: int
     num_ranks: int
     seed: int = 0
+    grouping: Grouping | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     """What happened to sequences on their way to the batches, by the names in Report."""
 
@@ -184,10 +197,14 @@ class BatchFormer:
 
     def groups(self, epoch: int) -> Iterator[list[Example]]:
         """The sequences (or chunks) of every batch."""
+        source = self.dataset.iterate(epoch, self.rank, self.num_ranks)
+        pieces = itertools.chain.from_iterable(map(self.pieces, source))
+        if self.grouping is not None:
+            yield from filter(None, self.grouping(pieces, epoch))
+            return
         filler = Filler(self.batching, epoch)
         group: list[Example] = []
-        source = self.dataset.iterate(epoch, self.rank, self.num_ranks)
-        for example in itertools.chain.from_iterable(map(self.pieces, source)):
+        for example in pieces:
             lengths = self.lengths(example)
             if filler.is_too_long(lengths):
                 if self.batching.on_too_long == "error":
@@ -263,6 +280,7 @@ class _Share(IterableDataset):
             former.rank * worker.num_workers + worker.id,
             former.num_ranks * worker.num_workers,
             former.seed,
+            former.grouping,
         )
         try:
             yield from share.batches(self.epoch)

@@ -19,7 +19,7 @@ from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
 from returnn_hydra.data.postprocessing import DatasetStream
 from returnn_hydra.data.reading import BatchReader
-from returnn_hydra.data.stream_loader import StreamLoader
+from returnn_hydra.data.stream_loader import Grouping, StreamLoader
 from returnn_hydra.data.streaming import StreamingDataset
 
 BLOCK = 256
@@ -104,11 +104,13 @@ def build_loader(
     path: str,
     specs: Mapping[str, TensorSpec],
     seed: int,
+    grouping: Grouping | None = None,
     **surroundings: Any,
 ) -> Loader | StreamLoader:
     """A data set with its order and its batches; a streaming source has no order but its own.
 
     Args:
+        grouping: makes the batches instead, as the sequences come.
         surroundings: further arguments of Loader: pin_memory, rank, world_size.
     """
     source = build_source(builder, conf, path, specs)
@@ -137,13 +139,13 @@ def build_loader(
         options = {**surroundings, **{name: conf[name] for name in ("num_workers", "prefetch", "check_finite")}}
         if getattr(source, "is_rank_part", False):  # the files were dealt to the ranks already
             options |= {"rank": 0, "world_size": 1}
-        if isinstance(source, Dataset) and knows_lengths(source, specs):
+        if isinstance(source, Dataset) and grouping is None and knows_lengths(source, specs):
             return Loader(source, specs, order, batching, **options)
         if isinstance(source, Dataset):
             source = DatasetStream(source, order)
         elif order != SeqOrder(seed=order.seed):
             raise ValueError(f"seq_ordering: {type(source).__name__} is a stream, which has no order but its own")
         options.pop("equal_batches", None)
-        return StreamLoader(source, specs, batching, seed=order.seed, **options)
+        return StreamLoader(source, specs, batching, seed=order.seed, grouping=grouping, **options)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -15,7 +15,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "returnn.torch.engine": ("Engine", "TrainCtx"),
     "returnn.torch.updater": ("Updater",),
     "returnn.torch.distributed": ("DistributedContext",),
-    "returnn.torch.data.pipeline": ("BatchingIterDataPipe", "ChunkingIterDataPipe"),
     "returnn.torch.data.returnn_dataset_wrapper": ("ReturnnDatasetIterDataPipe",),
     "returnn.engine.base": ("EngineBase",),
     "returnn.learning_rate_control": ("LearningRateControl",),

@@ -6,11 +6,12 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from returnn_hydra.compat.shim.numbers_dict import NumbersDict
 from returnn_hydra.compat.shim.root import __long_version__
 from returnn_hydra.compat.shim.util_math import ceil_div, next_power_of_two
 from returnn_hydra.frontend.ambient import NEWEST_BEHAVIOR_VERSION, ambient
@@ -109,106 +110,6 @@ def prod(numbers: Iterable[Any]) -> Any:
     for number in numbers:
         result = result * number
     return result
-
-
-class NumbersDict:
-    """Numbers by name, with arithmetic per entry; an entry that one side lacks is 0 there (or the broadcast value)."""
-
-    def __init__(
-        self, auto_convert: Any = None, numbers_dict: Mapping[str, Any] | None = None, broadcast_value: Any = None
-    ) -> None:
-        self.dict: dict[str, Any] = {}
-        self.value = broadcast_value
-        source = auto_convert if auto_convert is not None else numbers_dict
-        if isinstance(source, NumbersDict):
-            self.dict, self.value = dict(source.dict), source.value
-        elif isinstance(source, Mapping):
-            self.dict = dict(source)
-        elif source is not None:
-            self.value = source
-
-    def __getitem__(self, key: str) -> Any:
-        return self.dict[key] if key in self.dict or self.value is None else self.value
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.dict[key] = value
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.dict
-
-    def __len__(self) -> int:
-        return len(self.dict)
-
-    def __iter__(self) -> Any:
-        return iter(self.dict)
-
-    def keys(self) -> Any:
-        return self.dict.keys()
-
-    def values(self) -> list[Any]:
-        return [*self.dict.values(), *([] if self.value is None else [self.value])]
-
-    def items(self) -> Any:
-        return self.dict.items()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.dict.get(key, self.value if self.value is not None else default)
-
-    def copy(self) -> NumbersDict:
-        return NumbersDict(self)
-
-    def has_values(self) -> bool:
-        return bool(self.dict) or self.value is not None
-
-    def _apply(self, other: Any, function: Any) -> NumbersDict:
-        other = NumbersDict(other)
-        result = NumbersDict()
-        for key in {**self.dict, **other.dict}:
-            result.dict[key] = function(self.get(key, 0), other.get(key, 0))
-        if self.value is not None or other.value is not None:
-            result.value = function(self.value or 0, other.value or 0)
-        return result
-
-    def __add__(self, other: Any) -> NumbersDict:
-        return self._apply(other, lambda a, b: a + b)
-
-    __radd__ = __iadd__ = __add__
-
-    def __sub__(self, other: Any) -> NumbersDict:
-        return self._apply(other, lambda a, b: a - b)
-
-    def __mul__(self, other: Any) -> NumbersDict:
-        return self._apply(other, lambda a, b: a * b)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> NumbersDict:
-        return self._apply(other, lambda a, b: a / b)
-
-    def elem_eq(self, other: Any) -> NumbersDict:
-        return self._apply(other, lambda a, b: a == b)
-
-    def max_value(self) -> Any:
-        return max(self.values())
-
-    def min_value(self) -> Any:
-        return min(self.values())
-
-    @classmethod
-    def max(cls, items: Sequence[Any]) -> NumbersDict:
-        """Per entry the largest."""
-        result = NumbersDict(items[0])
-        for item in items[1:]:
-            result = result._apply(item, lambda a, b: a if a > b else b)
-        return result
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NumbersDict) and self.dict == other.dict and self.value == other.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"NumbersDict({self.dict}{'' if self.value is None else f', broadcast_value={self.value}'})"
 
 
 class Stats:

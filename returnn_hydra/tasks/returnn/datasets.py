@@ -20,6 +20,7 @@ from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.reading import BatchReader, ahead
 from returnn_hydra.data.stream_loader import StreamLoader
 from returnn_hydra.tasks.data import build_loader, build_source
+from returnn_hydra.tasks.returnn.batching_function import FunctionBatches
 from returnn_hydra.tasks.returnn.session import Session
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def buckets(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: it is not RETURNN's BucketOrderingIterDataPipe.
     """
     options = values.get("torch_batching")
-    if options is None:
+    if options is None or callable(options):
         return {}
     known = {"class", "buckets", "length_key", "random_bucket_prob", "seed", "monotonic_data_keys"}
     if options.keys() - known or options.get("class") != "BucketOrderingIterDataPipe" or not options.get("length_key"):
@@ -136,6 +137,7 @@ def loader(
         name,
         counted,
         session.seed,
+        grouping=FunctionBatches.of(session.values, name == "train", counted),
         rank=session.ranks.rank,
         world_size=session.ranks.size,
         equal_batches=equal_batches,

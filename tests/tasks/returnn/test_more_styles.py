@@ -11,6 +11,7 @@ import torch
 
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.hdf_writer import HDFWriter
 
 NETWORK = {
@@ -367,3 +368,65 @@ model, learning_rate_file = "net/model", "net/learning_rates"
     Path("wrong.config").write_text(text.replace('"axis": head_dim', '"axis": SpatialDim("other", 5)'))
     with pytest.raises(ConfigError, match="network: heads"):
         run("wrong.config", model="wrong/model")
+
+
+PIPES = """
+from returnn.config import get_global_config
+from returnn.torch.data.pipeline import BatchingIterDataPipe
+from returnn.util.basic import NumbersDict
+
+seen = []
+
+
+class LongAndShort(BatchingIterDataPipe):
+    def __iter__(self):
+        kinds = {True: [], False: []}
+        for seq in self._dataset:
+            assert self._parse_max_seqs(self._max_seqs, data_dict=seq) == 2
+            lengths = NumbersDict({key: value.shape[0] for key, value in seq.items() if value.shape})
+            kind = kinds[lengths["data"] > 8]
+            kind.append(seq)
+            if len(kind) == self._max_seqs:
+                yield kind
+                kind.clear()
+        yield from filter(None, kinds.values())
+
+
+def torch_batching(dataset, *, train, **_):
+    options = {key: get_global_config().typed_value(key) for key in ("batch_size", "max_seqs")}
+    return (LongAndShort if train else BatchingIterDataPipe)(dataset, **options)
+
+
+def train_step(*, model, extern_data, _step=train_step, **_):
+    seen.append((extern_data["data"].dims[1].dyn_size.tolist(), model.training))
+    _step(model=model, extern_data=extern_data)
+
+
+def epoch_end(*, epoch, **_):
+    import json, os
+
+    if not os.path.exists("seen.json"):
+        json.dump(seen, open("seen.json", "w"))
+
+
+num_epochs = 1
+max_seqs = 2
+train = dev = {"class": "HDFDataset", "files": ["a.hdf"]}
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_by_a_function(run, hdf, workers):
+    lines = f"torch_dataloader_opts = {{'num_workers': {workers}}}\nbatch_size = 26\n"
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + PIPES + lines)
+    run("my.config")
+    seen = [lengths for lengths, training in json.loads(Path("seen.json").read_text()) if training]
+    assert seen == [[4, 7], [10, 13], [5, 8], [11]]
+    assert torch.load("net/model.001.pt", weights_only=True)["step"] == 4
+
+
+def test_a_function_that_yields_no_lists(run, hdf):
+    lines = "def torch_batching(dataset, **_):\n    return dataset\n"
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + PIPES + lines)
+    with pytest.raises(DataError, match="torch_batching yielded dict: expected a list of the sequences"):
+        run("my.config")
