@@ -72,8 +72,12 @@ def main() -> None:
     except Exception as error:
         code = _report(error, wants_traceback)
         if num_ranks > 1:
+            from returnn_hydra.engine.errors import NON_FINITE
+            from returnn_hydra.engine.rank_failures import until_all_told
             from returnn_hydra.engine.ranks import end_at_once
 
+            if code == NON_FINITE:  # all ranks decide so
+                until_all_told()
             end_at_once(code)
         sys.exit(code)
     except KeyboardInterrupt:

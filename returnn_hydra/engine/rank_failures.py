@@ -23,7 +23,7 @@ from returnn_hydra.engine.errors import LostRankError, last_line
 
 CONNECT_SECONDS = 300.0
 GRACE = 2.0
-"""Seconds that a rank has to say that it is alive, once a collective call has failed."""
+"""Seconds that a rank has to say that it is alive, or why it ends, once another one fails."""
 PAUSE = 0.02
 
 
@@ -57,6 +57,16 @@ def meet(store: dist.Store, rank: int, size: int, seconds: float) -> None:
     if missing := [other for other in range(size) if not store.check([f"present/{other}"])]:
         names = ", ".join(map(str, missing))
         raise LostRankError(f"of {size} ranks, not here after {seconds:g} s (distributed_timeout): rank {names}")
+
+
+def until_all_told() -> None:
+    """Wait a little for ranks that end for the same reason: once the first is gone, torchrun ends the others."""
+    if not dist.is_initialized():
+        return
+    with contextlib.suppress(dist.DistError):  # the store went down with the rank that served it
+        store = meeting_point()
+        store.set(f"told/{dist.get_rank()}", "")
+        wait_for((f"told/{other}" for other in range(dist.get_world_size())), store, GRACE)
 
 
 @contextlib.contextmanager

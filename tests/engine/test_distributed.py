@@ -56,6 +56,15 @@ from returnn_hydra.optim.learning_rate_control import LearningRateControl as _Co
 _rate = _Control.learning_rate
 _Control.learning_rate = lambda self, epoch, history: _rate(self, epoch, history) * (1 + _RANK)
 """
+RANK_0_IS_SLOW_TO_END = """
+import time as _time
+import returnn_hydra.tasks.job as _job
+_write_result = _job.write_result
+def _slow(*arguments):
+    _time.sleep(1)
+    _write_result(*arguments)
+_job.write_result = _slow
+"""
 DEFERRED = """
 import returnn_hydra.engine.updater as _updater
 _init = _updater.Updater.__init__
@@ -250,7 +259,7 @@ def test_early_stopping_stops_all_ranks(torchrun):
 
 
 def test_bad_numbers_of_one_rank_stop_all(torchrun):
-    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "4"))
+    Path("mine.py").write_text(STEP + SAME_PARAMETERS_AND_ONE_BAD_BATCH.replace("BAD", "4") + RANK_0_IS_SLOW_TO_END)
     output = torchrun(*WORDS, "overrides=mine.py", "name=x", code=1)
     assert "rank 0: ERROR 76" in output
     assert "rank 1: ERROR 76" in output
