@@ -118,6 +118,7 @@ class NetworkModel(nn.Module):
         self.search_in_training = list(search_in_training)
         self.epoch = epoch
         self.step = 0
+        self.kept_states: dict[str, dict[str, Tensor]] = {}
         self.user = {
             "target": target or self._default_target(),
             "behavior_version": behavior_version,
@@ -137,6 +138,11 @@ class NetworkModel(nn.Module):
         return keys[0]
 
     # --- passes
+
+    def train(self, mode: bool = True) -> NetworkModel:
+        """RETURNN's train flag; layers that keep their state over an epoch begin anew."""
+        self.kept_states.clear()
+        return super().train(mode)
 
     def forward(
         self,
@@ -193,6 +199,7 @@ class NetworkModel(nn.Module):
             seq_tags=list(batch.seq_tags),
             epoch=batch.epoch if not building else self.epoch,
             step=self.step,
+            kept_states=self.kept_states,
             user=self.user,
         )
 

@@ -25,6 +25,7 @@ class RunState:
         building: the first pass, on made-up data, which makes the parameters.
         data: the external streams.
         batch: the batch axis of the streams.
+        kept_states: of layers that go on where the batch before ended, by path; the model keeps them between passes.
         losses: by the path of the layer, in the order of computation.
     """
 
@@ -43,4 +44,5 @@ class RunState:
     constraints: dict[str, torch.Tensor] = field(default_factory=dict)
     outputs: dict[str, NamedTensor] = field(default_factory=dict)
     dumps: list[Dump] = field(default_factory=list)
+    kept_states: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     user: Mapping[str, Any] = field(default_factory=dict)

@@ -156,3 +156,38 @@ def test_losses_that_a_search_leaves_out(batch: Batch) -> None:
     net = {"output": layer("linear", n_out=4, loss="mse", target="data", loss_only_on_non_search=True)}
     model = NetworkModel(net, SPECS)
     assert set(model(batch).losses) == {"output"} and not model(batch, search=True).losses
+
+
+def test_states_that_go_on_from_batch_to_batch() -> None:
+    """Two halves of the sequences, one after the other, give what the whole ones do; a new epoch begins with zeros."""
+    torch.manual_seed(1)
+    net = {"a": layer("rec", unit="nativelstm2", n_out=3, initial_state="keep_over_epoch")}
+    net["output"] = layer("rec", "a", unit="gru", n_out=2, initial_state="keep_over_epoch")
+    plain = {name: {k: v for k, v in options.items() if k != "initial_state"} for name, options in net.items()}
+    specs = {"data": TensorSpec(dim=4)}
+    model, whole = NetworkModel(net, specs), NetworkModel(plain, specs)
+    whole.load_state_dict(model.state_dict())
+    data = torch.randn(2, 6, 4)
+
+    def run(runs: NetworkModel, part: torch.Tensor) -> torch.Tensor:
+        lengths = torch.full((len(part),), part.shape[1])
+        result = runs(Batch({"data": part}, {"data": lengths}, [str(i) for i in range(len(part))]))
+        return result.outputs["output"].batch_major().raw
+
+    expected = run(whole, data)
+    for _ in range(2):  # two epochs
+        model.train()
+        halves = [run(model, data[:, :3]), run(model, data[:, 3:])]
+        torch.testing.assert_close(torch.cat(halves, 1), expected)
+    with pytest.raises(NetworkError, match="2 before, 1 now"):
+        run(model, data[:1])
+    assert all(not part.requires_grad for state in model.kept_states.values() for part in state.values())
+
+
+def test_options_of_activations(batch: Batch) -> None:
+    net = {"output": layer("activation", activation="safe_log", opts={"eps": 0.5})}
+    value = NetworkModel(net, SPECS)(batch).outputs["output"].raw
+    torch.testing.assert_close(value, batch["data"].clamp(min=0.5).log())
+    for wrong in ({"activation": "safe_log", "opts": {"epsilon": 1}}, {"activation": "tanh", "opts": {"eps": 1}}):
+        with pytest.raises(NetworkError, match="has no option"):
+            NetworkModel({"output": layer("activation", **wrong)}, SPECS)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from returnn_hydra.network.activations import activate
+from returnn_hydra.network.activations import ELEMENTWISE, activate
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.errors import nearest
 from returnn_hydra.network.eval_layer import evaluate_sources
@@ -56,11 +58,22 @@ def scaled_grad(
     return x.like(x.raw * scale + (x.raw * (1.0 - scale)).detach())
 
 
+def _with_options(call: LayerCall, name: str, opts: Mapping[str, Any]) -> NamedTensor:
+    """An activation with options of its own, as `eps` of `safe_log`."""
+    function = ELEMENTWISE.get(name)
+    python = isinstance(function, FunctionType)  # torch's own have no signature
+    known = list(inspect.signature(function).parameters)[1:] if function is not None and python else []
+    unknown = [option for option in opts if option not in known]
+    if function is None or unknown:
+        raise call.error(f"activation {name!r} has no option {unknown or list(opts)}; it has {known}")
+    return call.x.dense(function(call.x.raw, **opts))
+
+
 @register_layer("activation", framewise=True)
 def activation(call: LayerCall, *, activation: Any, opts: Mapping[str, Any] | None = None) -> NamedTensor:
     """An activation function."""
     if opts:
-        raise call.error(f"option 'opts' = {opts!r} is not supported")
+        return _with_options(call, str(activation), opts)
     return activate(call.x, activation, call.path)
 
 

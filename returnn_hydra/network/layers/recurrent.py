@@ -20,6 +20,8 @@ from returnn_hydra.network.rec.layer import run_network
 from returnn_hydra.network.rec.units import State, Unit, make_unit, zero_state
 from returnn_hydra.network.registry import register_layer
 
+KEPT = "keep_over_epoch"
+
 
 @register_layer("rec", refs=("initial_state",), sequential=True)
 def rec(
@@ -112,7 +114,10 @@ def _sequence(
         outputs, final = unit.sequence(rows, lengths, state, need)
         return (reverse_rows(outputs, lengths) if direction < 0 else outputs), final
 
-    outputs, final = run(bool(memo.get("needs_state")))
+    kept = initial_state == KEPT
+    outputs, final = run(kept or bool(memo.get("needs_state")))
+    if kept and final is not None and not call.run.building:
+        call.run.kept_states[call.path] = {key: part.detach() for key, part in final.items()}
     sizes = [axis.size for axis in other]
     axes = (time, *other, feature)
 
@@ -176,9 +181,20 @@ def reverse_rows(rows: Tensor, lengths: Tensor) -> Tensor:
 def given_state(
     call: LayerCall, unit: Unit, given: Any, other: tuple[Axis, ...], size: int, like: Tensor
 ) -> State | None:
-    """`initial_state`: None or zeros, a layer (its state, or its output), or one of these per part."""
+    """`initial_state`: None or zeros, a layer (its state, or its output), or one of these per part.
+
+    "keep_over_epoch": the state behind the batch before.
+    """
     if given is None or given in (0, "zeros"):
         return None
+    if given == KEPT:
+        state = call.run.kept_states.get(call.path)
+        if state is not None and next(iter(state.values())).shape[0] != like.shape[0]:
+            raise call.error(
+                f"initial_state = {KEPT!r} needs batches of the same number of sequences: "
+                f"{next(iter(state.values())).shape[0]} before, {like.shape[0]} now"
+            )
+        return state
     if isinstance(given, Mapping):
         return {key: _state_part(call, given.get(key), key, other, size, like) for key in unit.state_keys}
     if isinstance(given, (list, tuple)):
@@ -216,6 +232,8 @@ def unit_step(
     init: Any,
 ) -> NamedTensor:
     """One frame of a loop."""
+    if initial_state == KEPT:
+        raise call.error(f"initial_state = {KEPT!r} is only there for units over whole sequences")
     if not call.stepping:
         raise call.error(f"needs a time axis, but the input has {list(x.axes)}")
     before = call.state()
