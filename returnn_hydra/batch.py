@@ -76,6 +76,12 @@ class TensorSpec:
         return self.time_axis is not None
 
 
+def num_labels(extern_data: Mapping[str, TensorSpec] | None, stream: str) -> int | None:
+    """Labels of a stream of classes; what reads the data has looked that no label is beyond. None: not known."""
+    spec = (extern_data or {}).get(stream)
+    return spec.dim if spec is not None and spec.sparse else None
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some sequences, padded with zeros to the longest of them."""
@@ -88,6 +94,15 @@ class Batch:
     seq_tags: list[str] = field(default_factory=list)
     epoch: int = 1
     """The epoch (counted from 1) this batch belongs to."""
+    cpu_lengths: Mapping[str, Tensor] = field(default_factory=dict)
+    """The lengths on the CPU, where `lengths` are on another device."""
+
+    def lengths_on_cpu(self, lengths: Tensor) -> np.ndarray:
+        """Numbers of frames (B,) without a wait for the device, if they are those of a stream: the very tensor."""
+        for name, own in self.lengths.items():
+            if own is lengths:
+                return self.cpu_lengths.get(name, own).cpu().numpy()
+        return lengths.cpu().numpy()
 
     def __getitem__(self, stream: str) -> Any:
         return self.tensors[stream]
@@ -111,16 +126,20 @@ class Batch:
                 for name, value in mapping.items()
             }
 
-        return replace(self, tensors=move(self.tensors), lengths=move(self.lengths))
+        kept = {name: value for name, value in self.lengths.items() if value.device.type == "cpu"}
+        lengths = move(self.lengths)
+        return replace(self, tensors=move(self.tensors), lengths=lengths, cpu_lengths={**self.cpu_lengths, **kept})
 
     def select(self, start: int, stop: int) -> Batch:
         """Sequences start .. stop-1, with the padding that they need; one frame of it if none of them has any."""
         lengths = {name: value[start:stop] for name, value in self.lengths.items()}
+        cpu_lengths = {name: value[start:stop] for name, value in self.cpu_lengths.items()}
         tensors = {}
         for name, tensor in self.tensors.items():
             part = tensor[start:stop]
             tensors[name] = part[:, : max(1, int(lengths[name].max()))] if name in lengths else part
-        return replace(self, tensors=tensors, lengths=lengths, seq_tags=self.seq_tags[start:stop])
+        seq_tags = self.seq_tags[start:stop]
+        return replace(self, tensors=tensors, lengths=lengths, cpu_lengths=cpu_lengths, seq_tags=seq_tags)
 
     def halves(self) -> list[Batch]:
         """The first and the second half of the sequences; one sequence stays whole."""

@@ -70,3 +70,31 @@ def several_ranks(tmp_path_factory):
             return zygote.run("faulttools.rank_runs:ranks", arguments, folder)
 
         yield run
+
+
+@pytest.fixture
+def waits():
+    """Counts what would wait for a GPU, on the CPU: `with waits: waits.now = "step"`, then `waits.found["step"]`."""
+    import traceback
+    from collections import Counter
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    class Waits(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.now = None
+            self.found = Counter()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function).split(".")[1]
+            by_mask = name == "index" and any(getattr(index, "dtype", None) == torch.bool for index in args[1])
+            if name in names or by_mask:
+                in_optimizer = any("torch/optim" in at.filename for at in traceback.extract_stack())
+                self.found[self.now] += not in_optimizer  # which has counters on the CPU
+            return function(*args, **(kwargs or {}))
+
+    return Waits()

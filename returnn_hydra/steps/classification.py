@@ -5,6 +5,7 @@ Legend: B sequences, T frames, C classes, N items that are classified (real fram
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +47,9 @@ def mean_over_frames(logits: Tensor, lengths: Tensor) -> Tensor:
     return (logits * mask).sum(1) / lengths.clamp(min=1)[:, None]
 
 
-def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -> tuple[Tensor, Tensor, Tensor]:
+def pair_items(
+    logits: Tensor, lengths: Tensor, batch: Batch, target_key: str, num_labels: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits with the target each of them has.
 
     Targets with as many frames as the logits belong to the frames. One target per sequence, as (B,) or as (B, 1) with
@@ -55,6 +58,7 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
     Args:
         logits: (B, T, C).
         lengths: (B,).
+        num_labels: the targets are known to be below it, so that nobody has to wait for their check.
 
     Returns:
         (N, C) logits, (N,) int64 targets, and (N,) the index of the sequence of each.
@@ -64,29 +68,38 @@ def pair_items(logits: Tensor, lengths: Tensor, batch: Batch, target_key: str) -
     """
     targets = batch[target_key].long()
     target_lengths = batch.lengths.get(target_key)
-    if target_lengths is not None and bool((target_lengths == lengths).all()):
+    wanted = None if target_lengths is None else batch.lengths_on_cpu(target_lengths)
+    given = batch.lengths_on_cpu(lengths)
+    if wanted is not None and (wanted == given).all():
         size = min(logits.shape[1], targets.shape[1])  # of the longest sequence; either may be padded further
-        rows = sequence_mask(lengths, size).flatten().nonzero().flatten()
+        rows = frame_rows(given, size, logits.device)
         items = logits[:, :size].reshape(-1, logits.shape[2]).index_select(0, rows)
         targets, sequences = targets[:, :size].reshape(-1).index_select(0, rows), rows // size
-    elif target_lengths is None or bool((target_lengths == 1).all()):
+    elif wanted is None or (wanted == 1).all():
         items, targets = mean_over_frames(logits, lengths), targets.reshape(-1)
         sequences = torch.arange(len(lengths), device=lengths.device)
     else:
-        raise _wrong_lengths(batch, target_key, target_lengths, lengths)
-    wrong = (targets < 0) | (targets >= logits.shape[2])
+        index = int((wanted != given).argmax())
+        raise UsageError(
+            f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {wanted[index]} targets and the model "
+            f"{given[index]} outputs; expected one target per output, or one per sequence"
+        )
+    if num_labels is None or num_labels > logits.shape[2]:
+        _check_classes(targets, logits.shape[2], batch, sequences, target_key)
+    return items, targets, sequences
+
+
+def frame_rows(lengths: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """Where the real frames are in a tensor (B * size, ...), int64; computed on the CPU, so that nothing waits."""
+    rows = np.flatnonzero(np.arange(size) < lengths[:, None])
+    return torch.from_numpy(rows).to(device, non_blocking=True)
+
+
+def _check_classes(targets: Tensor, num_classes: int, batch: Batch, sequences: Tensor, target_key: str) -> None:
+    wrong = (targets < 0) | (targets >= num_classes)
     if bool(wrong.any()):
         index = int(wrong.nonzero()[0])
         raise UsageError(
             f"sequence {batch.seq_tags[int(sequences[index])]!r}: target {int(targets[index])} in "
-            f"stream {target_key!r}; the model's classes are 0..{logits.shape[2] - 1}"
+            f"stream {target_key!r}; the model's classes are 0..{num_classes - 1}"
         )
-    return items, targets, sequences
-
-
-def _wrong_lengths(batch: Batch, target_key: str, target_lengths: Tensor, lengths: Tensor) -> UsageError:
-    index = int((target_lengths != lengths).nonzero()[0])
-    return UsageError(
-        f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {int(target_lengths[index])} targets "
-        f"and the model {int(lengths[index])} outputs; expected one target per output, or one per sequence"
-    )

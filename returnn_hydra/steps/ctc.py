@@ -5,11 +5,13 @@ Legend: B sequences, T' model outputs, S labels, C classes (blank included).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.batch import Batch, Loss, TensorSpec, num_labels
 from returnn_hydra.nn.labels import edit_distances
 from returnn_hydra.steps.classification import check_features_model, run_model
 from returnn_hydra.steps.targets import check_frames, frames_needed, label_sequences
@@ -26,6 +28,7 @@ class CTC:
         blank: class of the blank; negative numbers count from the end. The labels are the other classes.
         skip_too_long: leave out sequences with more labels than the model has outputs, and count them as score
             `ctc_skipped`; else they are an error.
+        extern_data: descriptions of the streams (from the program); else the range of every label is looked at.
     """
 
     def __init__(
@@ -34,7 +37,9 @@ class CTC:
         target_key: str = "classes",
         blank: int = -1,
         skip_too_long: bool = False,
+        extern_data: Mapping[str, TensorSpec] | None = None,
     ) -> None:
+        self.num_labels = num_labels(extern_data, target_key)
         self.data_key = data_key
         self.target_key = target_key
         self.blank = blank
@@ -57,7 +62,7 @@ class CTC:
         blank, labels, label_lengths = self.labels(logits, batch)
         needed = frames_needed(labels, label_lengths)
         if not self.skip_too_long:
-            check_frames(batch, needed, lengths)
+            check_frames(batch, self.target_key, needed, lengths)
         kept = needed <= lengths
         nats = sequence_losses(logits, lengths, labels, label_lengths, blank)
         count = (label_lengths * kept).sum()
@@ -76,7 +81,7 @@ class CTC:
         if not -num_classes <= self.blank < num_classes:
             raise UsageError(f"blank={self.blank}: the model has only {num_classes} classes")
         blank = self.blank % num_classes
-        labels, label_lengths = label_sequences(batch, self.target_key, num_classes, blank)
+        labels, label_lengths = label_sequences(batch, self.target_key, num_classes, blank, self.num_labels)
         return blank, labels, label_lengths
 
     def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:

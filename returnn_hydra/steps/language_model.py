@@ -8,11 +8,12 @@ Legend: B sequences, S labels with the end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from returnn_hydra.batch import Batch, Loss
+from returnn_hydra.batch import Batch, Loss, TensorSpec, num_labels
 from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
@@ -28,9 +29,16 @@ class LanguageModelCrossEntropy:
     Args:
         data_key: stream of label sequences, without begin and end.
         label_smoothing: in training, this part of a target's probability is spread evenly over all classes.
+        extern_data: descriptions of the streams (from the program); else the range of every label is looked at.
     """
 
-    def __init__(self, data_key: str = "data", label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        data_key: str = "data",
+        label_smoothing: float = 0.0,
+        extern_data: Mapping[str, TensorSpec] | None = None,
+    ) -> None:
+        self.num_labels = num_labels(extern_data, data_key)
         self.data_key = data_key
         self.label_smoothing = label_smoothing
 
@@ -40,17 +48,17 @@ class LanguageModelCrossEntropy:
         check_call(self, model, ("labels", "lengths"), LANGUAGE_MODELS)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        logits, targets, lengths = run_language_model(model, batch, self.data_key)
+        logits, targets, _ = self.run_model(model, batch)
+        lengths = batch.lengths_on_cpu(batch.lengths[self.data_key]) + 1
         smoothing = self.label_smoothing if model.training else 0.0
         return next_label_losses(logits, targets, lengths, smoothing)
 
     def log_likelihoods(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B,): log p(labels and end)."""
-        return sequence_log_likelihoods(*run_language_model(model, batch, self.data_key))
+        return sequence_log_likelihoods(*self.run_model(model, batch))
 
-
-def run_language_model(model: Any, batch: Batch, data_key: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, S, V), and the labels with their end (B, S) and lengths (B,) that they should predict."""
-    labels, lengths = label_sequences(batch, data_key, model.num_classes)
-    logits = model(prepend(labels, model.bos_id), lengths + 1)
-    return logits, append(labels, lengths, model.eos_id), lengths + 1
+    def run_model(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, S, V), and the labels with their end (B, S) and lengths (B,) that they should predict."""
+        labels, lengths = label_sequences(batch, self.data_key, model.num_classes, num_labels=self.num_labels)
+        logits = model(prepend(labels, model.bos_id), lengths + 1)
+        return logits, append(labels, lengths, model.eos_id), lengths + 1

@@ -1,14 +1,11 @@
 """No wait for the device at a step: losses and bad numbers are looked at every `log_every` batches."""
 
-import traceback
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.data.batching import Batching
@@ -25,24 +22,7 @@ from returnn_hydra.engine.weight_average import WeightAverage
 from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import Constant
 
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
 CPU = torch.device("cpu")
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU, by the caller's batch; not what the optimizer does with counters on the CPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = None
-        self.found = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function).split(".")[1]
-        by_mask = name == "index" and any(getattr(index, "dtype", None) == torch.bool for index in args[1])
-        if (name in WAITS or by_mask) and not any("torch/optim" in at.filename for at in traceback.extract_stack()):
-            self.found[self.now] += 1
-        return function(*args, **(kwargs or {}))
 
 
 class Model(nn.Module):
@@ -81,8 +61,7 @@ def run(trainer):
 @pytest.mark.parametrize(
     "rules", [{}, {"grad_accum_steps": 3}, {"normalization": "sum"}, {"amp": "bfloat16"}, {"average": True}], ids=str
 )
-def test_a_step_waits_for_nothing(tmp_path, rules):
-    waits = Waits()
+def test_a_step_waits_for_nothing(tmp_path, waits, rules):
     trainer = make(tmp_path, True, **rules)
     train_batch, read = trainer.train_batch, trainer.read_numbers
 
@@ -102,8 +81,7 @@ def test_a_step_waits_for_nothing(tmp_path, rules):
     assert waits.found["read"] > 0  # the counter counts
 
 
-def test_the_counter_sees_the_check_of_every_update(tmp_path):
-    waits = Waits()
+def test_the_counter_sees_the_check_of_every_update(tmp_path, waits):
     trainer = make(tmp_path, False)
     with waits:
         run(trainer)
