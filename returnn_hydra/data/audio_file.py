@@ -114,7 +114,8 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
     """A wav, SPHERE or ogg file that was cut off reads like a shorter one.
 
     Raises:
-        DataError: it ends before what its last part (chunk, page) says, or an ogg file without its last page.
+        DataError: it ends before what its last part (chunk, page) says, or an ogg file whose last page is not marked as
+            such: it was cut between two pages, or its encoder marks none; nothing in the file tells these apart.
     """
     start = file.read(12)
     end = 0
@@ -126,7 +127,10 @@ def _check_complete(file: BinaryIO, size: int, where: str) -> None:
     elif start[:4] == b"OggS":
         end, is_last = _end_of_last_page(file, size)
         if end == size and not is_last:
-            raise DataError(f"{where}: cut off: it ends with a page that is not marked as the last one")
+            raise DataError(
+                f"{where}: cut off: it ends with a page that is not marked as the last one; if its encoder marks none, "
+                "write it anew (ffmpeg -i OLD.ogg -c copy NEW.ogg)"
+            )
     if end > size:
         raise DataError(f"{where}: cut off: {size} bytes, but its header says {end}")
 

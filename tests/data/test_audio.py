@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 
@@ -251,6 +252,36 @@ def test_an_ogg_file_that_was_cut_between_two_pages(subtype):
     for page in pages[3:]:  # behind the headers
         with pytest.raises(DataError, match=r"^here: cut off: it ends with a page that is not "):
             read_audio(content[:page], "here")
+
+
+def test_an_ogg_file_without_the_mark_is_like_a_cut_one_to_libsndfile():
+    """So that it must be refused: the library gives no sign which of both it is."""
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.RandomState(1).randn(80_000), 16000, format="OGG", subtype="VORBIS")
+    content = file.getvalue()
+    last = content.rindex(b"OggS")
+    page = bytearray(content[last:])
+    assert page[5] & 4
+    page[5] &= ~4
+    page[22:26] = bytes(4)
+    page[22:26] = struct.pack("<I", ogg_checksum(page))
+    unmarked, cut = content[:last] + bytes(page), content[:last]
+    assert len(soundfile.read(io.BytesIO(unmarked))[0]) == 80_000
+    shorter = soundfile.SoundFile(io.BytesIO(cut))
+    assert shorter.frames == len(shorter.read()) < 80_000
+    for data in (unmarked, cut):
+        with pytest.raises(DataError, match=r"if its encoder marks none, write it anew \(ffmpeg"):
+            read_audio(data, "here")
+
+
+def ogg_checksum(page):
+    """RFC 3533, section 6, field 7."""
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ 0x04C11DB7 if value & 1 << 31 else value << 1) & 0xFFFFFFFF
+    return value
 
 
 def test_a_sphere_file_that_was_cut_off_is_an_error():
