@@ -115,6 +115,7 @@ _TRANSLATED = _group(
     ("stop_on_nonfinite_train_score", bool, "on_nonfinite"),
     ("gradient_nan_inf_filter", bool, "on_nonfinite: such a batch is skipped (RETURNN sets the bad entries to 0)"),
     ("use_tensorboard", bool, "callbacks.tensorboard"),
+    ("log_grad_norm", bool | int | float | None, "a score of the training, as RETURNN names it"),
     ("output_file", str | None, "output_file"),
     ("forward_batch_size", int | dict | None, "batch size of the forward task"),
 )
@@ -192,7 +193,6 @@ _IDLE = _group(
     ("grad_scaler", dict | None, "losses are scaled with float16 only, by torch's defaults"),
     ("search_do_eval", bool, "task=search writes what it finds; task=eval gives the losses"),
     ("default_input", str | None, "steps take their streams by name"),
-    ("log_grad_norm", bool | int | float, "the norm of the gradient is measured, but not logged"),
     ("tensorboard_opts", dict | None, "scores are written after every epoch"),
     ("decouple_constraints_factor", float, "only concerns decouple_constraints of a network dict"),
     ("tf_profiler_logdir", str | None, _TF_ONLY),

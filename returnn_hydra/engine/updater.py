@@ -74,6 +74,8 @@ class Updater:
         self.num_updates = 0
         self.num_batches = 0
         self.num_skipped = 0
+        self.gradient_norm: Tensor | None = None
+        """Before clipping, of the update that the last batch made; None if it made none."""
         self._consecutive_skipped = 0
         self._ask_wanted = by_name(rules.grad_accum_steps)
         self._wanted = 1 if callable(rules.grad_accum_steps) else rules.grad_accum_steps
@@ -110,6 +112,7 @@ class Updater:
 
     def start_batch(self, epoch: int, epoch_continuous: float) -> None:
         """A batch begins here: forget the gradients of the last update; how many batches make the next one?"""
+        self.gradient_norm = None
         if not self._counts:  # before the forward pass, which can use their memory
             self._drop_gradients()
         if callable(self.rules.grad_accum_steps):
@@ -261,7 +264,7 @@ class Updater:
             return True
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = self.rules.gradients.apply(self.parameters, self._common_generator())
+        self.gradient_norm = norm = self.rules.gradients.apply(self.parameters, self._common_generator())
         finite = math.isfinite(norm + sum(self._sums.values()))
         if self.scaler and not finite:  # an overflow of the loss scale is no error: the scaler lowers the scale
             self.scaler.step(self.optimizer)
@@ -278,7 +281,7 @@ class Updater:
         with_gradient = [parameter for parameter in self.parameters if parameter.grad is not None]
         norms = torch._foreach_norm([parameter.grad for parameter in with_gradient])  # type: ignore[misc]
         names = [self._names[id(parameter)] for parameter in with_gradient]
-        norm = self.rules.gradients.apply(self.parameters, self._common_generator())
+        self.gradient_norm = norm = self.rules.gradients.apply(self.parameters, self._common_generator())
         self._step()
         update = UncheckedUpdate(
             number=self.num_updates,

@@ -33,9 +33,11 @@ class GradientRules:
     """Scale every gradient so that its own norm is at most this (`gradient_clip_norm`)."""
     norm_type: float = 2.0
     """p of the norms; inf: the largest element."""
+    measured_norm_type: float | None = None
+    """p of the norm that `apply` returns, where it is another one."""
 
     def __post_init__(self) -> None:
-        for name in ("max_norm", "max_value", "max_norm_per_tensor", "norm_type"):
+        for name in ("max_norm", "max_value", "max_norm_per_tensor", "norm_type", "measured_norm_type"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value!r}: expected a number above 0, or None to switch it off")
@@ -52,7 +54,9 @@ class GradientRules:
             The norm of all gradients before any change, a scalar tensor; NaN or infinite if one of them is bad.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = global_norm(gradients, self.norm_type)
+        norm = measured = global_norm(gradients, self.norm_type)
+        if self.measured_norm_type not in (None, self.norm_type):
+            measured = global_norm(gradients, self.measured_norm_type)
         if self.noise > 0:
             add_noise(gradients, self.noise, generator)
         if self.max_value is not None:
@@ -64,7 +68,7 @@ class GradientRules:
         if self.max_norm is not None:
             changed = self.noise > 0 or self.max_value is not None or self.max_norm_per_tensor is not None
             limit_norm(gradients, self.max_norm, global_norm(gradients, self.norm_type) if changed else norm)
-        return norm
+        return measured
 
 
 def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:

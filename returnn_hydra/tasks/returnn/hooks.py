@@ -15,6 +15,7 @@ from returnn_hydra.engine.device import seed_torch
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.trainer import Trainer
 from returnn_hydra.frontend.steps import call_with_wanted, user_model
+from returnn_hydra.tasks.returnn.learning_rate_records import GRADIENT_NORM
 from returnn_hydra.tasks.returnn.recipe import Recipe
 
 Hook = Callable[..., Any] | None
@@ -38,6 +39,17 @@ class Progress(Callback):
 
     def on_step_end(self, trainer: Trainer, batch: Batch, losses: Mapping[str, Loss]) -> None:
         self._tell(trainer)
+
+
+class GradientNorm(Callback):
+    """The mean norm of an epoch's gradients as one more score of the training (`log_grad_norm`)."""
+
+    def __init__(self, norm_type: float) -> None:
+        self.name = f"{GRADIENT_NORM}{f'{norm_type}'.rstrip('0').rstrip('.')}"
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, losses: Mapping[str, Loss]) -> None:
+        if (norm := trainer.updater.gradient_norm) is not None:
+            trainer.sums.add({self.name: Loss(norm, 1, as_error=True)})
 
 
 class EpochSeeds(Callback):

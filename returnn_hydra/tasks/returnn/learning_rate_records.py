@@ -12,6 +12,9 @@ from returnn_hydra.engine.records import EpochRecord
 from returnn_hydra.engine.scores import Score
 from returnn_hydra.tasks.returnn.recipe import Recipe
 
+GRADIENT_NORM = "grad_norm:p"
+"""Name of the score that `log_grad_norm` asks for, without the p."""
+
 
 class LearningRateFile:
     """Writes the file after every epoch; a writer of RunStore.
@@ -38,7 +41,11 @@ class LearningRateFile:
         for record in records:
             error: dict[str, object] = dict(self.recipe.score_keys(record.scores))
             if self.with_exp:
-                losses = {key: float(value) for key, value in error.items() if not self.recipe.is_error(key)}  # type: ignore[arg-type]
+                losses = {
+                    key: float(value)  # type: ignore[arg-type]
+                    for key, value in error.items()
+                    if not self.recipe.is_error(key) and GRADIENT_NORM not in key
+                }
                 error |= {f"{key}:exp": math.exp(min(value, 700.0)) for key, value in losses.items()}
             error[f"{META}effective_learning_rate"] = record.learning_rate
             error[f"{META}epoch_num_train_steps"] = record.step - first_step

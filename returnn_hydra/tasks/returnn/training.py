@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from returnn_hydra.network.schedule import Stage
 from returnn_hydra.optim.gradients import GradientRules
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.datasets import dataset_value, evaluated_names, loader
-from returnn_hydra.tasks.returnn.hooks import ConfigHooks, EpochSeeds, Progress
+from returnn_hydra.tasks.returnn.hooks import ConfigHooks, EpochSeeds, GradientNorm, Progress
 from returnn_hydra.tasks.returnn.last_best_model import UseLastBestModel
 from returnn_hydra.tasks.returnn.learning_rate_records import LearningRateFile, records_of_file
 from returnn_hydra.tasks.returnn.parameter_average import ParameterAverage, average_interval
@@ -138,6 +139,8 @@ def _trainer(
     callbacks: dict[str, Callback] = {"progress": Progress(recipe, step), "seeds": seeds}
     if session.ranks.is_first:
         callbacks["log"] = LogLines()
+    if (norm_type := logged_norm_type(values)) is not None:
+        callbacks["gradient_norm"] = GradientNorm(norm_type)
     if session.ranks.is_first and values.get("use_tensorboard"):
         callbacks["tensorboard"] = TensorBoard(store.folder)
     if session.is_network and (options := values.get("use_last_best_model")):
@@ -215,12 +218,19 @@ def _updater(
             max_value=options.get("max_grad_value") or None,
             noise=options.get("gradient_noise") or 0.0,
             max_norm_per_tensor=options.get("max_grad_norm_per_tensor") or None,
+            measured_norm_type=logged_norm_type(session.values),
         ),
         amp=options.get("amp", "none"),
         on_nonfinite=options.get("on_nonfinite", "stop"),
     )
     optimizer = optimizer or recipe.optimizer(model, options["learning_rate"])
     return Updater(model, optimizer, rules, session.device, session.ranks if _shares_gradients(session) else Ranks())
+
+
+def logged_norm_type(values: Mapping[str, Any]) -> float | None:
+    """p of the gradients' norm that is a score of the training (`log_grad_norm`); None: no such score."""
+    wanted = values.get("log_grad_norm")
+    return 2 if wanted is True else wanted or None
 
 
 def _shares_gradients(session: Session) -> bool:

@@ -430,3 +430,69 @@ def test_a_function_that_yields_no_lists(run, hdf):
     Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + PIPES + lines)
     with pytest.raises(DataError, match="torch_batching yielded dict: expected a list of the sequences"):
         run("my.config")
+
+
+RIVALS = """
+import functools
+import json
+
+turn = {"now": "odd"}
+norms = []
+
+
+class OneSide(torch.optim.AdamW):
+    def step(self, closure=None):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append([float(torch.nn.utils.get_total_norm(gradients, p)) for p in (1, 2)])
+        for group in self.param_groups:
+            if group["side"] != turn["now"]:
+                for p in group["params"]:
+                    p.grad = None
+        super().step(closure)
+
+
+def sides(*, model, rate, **_):
+    weights = {"odd": [model.out.bias], "even": [model.out.weight]}
+    rates = {"odd": 1.0, "even": rate}
+    return [{"params": weights[k], "side": k, "learning_rate_multiplier": rates[k]} for k in weights]
+
+
+def get_model(**_):
+    torch.manual_seed(3)
+    return Model(3, 2)
+
+
+def train_step(*, model, extern_data, _step=train_step, **_):
+    turn["now"] = "odd" if rf.get_run_ctx().step % 2 else "even"
+    _step(model=model, extern_data=extern_data)
+
+
+def epoch_end(*, dataset_name, **_):
+    with open("norms.json", "w") as file:
+        json.dump(norms, file)
+
+
+optimizer = {"class": OneSide, "param_groups_custom": functools.partial(sides, rate=0.5), "betas": (0.5, 0.98)}
+train = {"class": "HDFDataset", "files": ["a.hdf"]}
+batch_size = 26
+num_epochs = 1
+"""
+
+
+@pytest.mark.parametrize(("value", "name", "column"), [("True", "p2", 1), ("1", "p1", 0), ("1.0", "p1", 0)])
+def test_norms_of_rivals(run, scores, hdf, value, name, column):
+    """Two sides that take turns by an optimizer of their own; what log_grad_norm logs is from before that."""
+    lines = f"log_grad_norm = {value}\ncalculate_exp_loss = True\n"
+    Path("my.config").write_text("#!rnn.py\n" + FUNCTIONS + OPTIONS + RIVALS + lines)
+    run("my.config")
+    norms = np.array(json.loads(Path("norms.json").read_text()))
+    found = scores()[1][1]
+    assert found[f"train_loss_grad_norm:{name}"] == pytest.approx(norms[:, column].mean(), rel=1e-6)
+    assert [key for key in found if "grad_norm" in key] == [f"train_loss_grad_norm:{name}"]
+    model = torch.load("net/model.001.pt", weights_only=True)["model"]
+    torch.manual_seed(3)
+    first = torch.nn.Linear(3, 2)
+    assert len(norms) == 4
+    # AdamW with betas moves every entry by about the rate: 2 turns of 0.005 or 0.01
+    assert 0 < (model["out.weight"] - first.weight).abs().max() <= 2.2 * 0.005
+    assert 0 < (model["out.bias"] - first.bias).abs().max() <= 2.2 * 0.01
