@@ -23,6 +23,7 @@ WRONG = [
     ("+train_step.label_smooting=0.1", "train_step.label_smooting", "did you mean 'label_smoothing'?"),
     ("+forward_callback.fil=x", "forward_callback.fil", "did you mean 'file'?"),
     ("checkpoint_every.step=3", "checkpoint_every.step", "did you mean 'steps'?"),
+    ("+train_step.target_key=classes", "has 'train_step.target_key' already", "leave the plus out: train_step.target"),
     # unknown choices
     ("model=blstmm", "model=blstmm", "did you mean 'blstm'?"),
     ("task=trian", "task=trian", "did you mean 'train'?"),

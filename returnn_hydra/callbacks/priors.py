@@ -12,8 +12,11 @@ from torch import nn
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.engine.callback import ForwardCallback, output_path
 from returnn_hydra.engine.files import FileSystem, explain_write, write_text
+from returnn_hydra.usage import UsageError
 
 logger = logging.getLogger(__name__)
+TOLERANCE = 0.02
+"""Of a sum of posteriors: bfloat16 has two to three digits."""
 
 
 class Priors(ForwardCallback):
@@ -44,6 +47,7 @@ class Priors(ForwardCallback):
             )
         posteriors = np.atleast_2d(outputs[self.output].astype(np.float64))
         posteriors = np.exp(posteriors) if self.log_space else posteriors
+        _check_sums(posteriors.sum(axis=1), f"{seq_tag}: output '{self.output}'", self.log_space)
         self._sum = posteriors.sum(axis=0) + (0.0 if self._sum is None else self._sum)
         self._count += len(posteriors)
 
@@ -57,3 +61,14 @@ class Priors(ForwardCallback):
             disk.make_folder(self.path.parent)
         write_text(disk, self.path, "".join(f"{value:.18e}\n" for value in log_priors))
         logger.info("Log-priors of %d labels from %d frames: %s", len(log_priors), self._count, self.path)
+
+
+def _check_sums(sums: np.ndarray, what: str, log_space: bool) -> None:
+    """Raises UsageError: the values of a frame are no distribution, as when probabilities are taken for logarithms."""
+    wrong = np.flatnonzero(~(np.abs(sums - 1) <= TOLERANCE))
+    if len(wrong):
+        raise UsageError(
+            f"{what}: the posteriors of frame {wrong[0]} sum to {sums[wrong[0]]:.4g}, expected 1; with log_space="
+            f"{str(log_space).lower()} the output must hold {'their logarithms' if log_space else 'probabilities'} "
+            "(forward_callback.log_space, forward_step.log)"
+        )

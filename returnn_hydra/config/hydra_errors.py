@@ -28,7 +28,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return describe_omegaconf(error)
     if isinstance(error, HydraException):
-        return _sweep_without_flag(str(error)) or _override_of_unknown_group(str(error))
+        return (
+            _sweep_without_flag(str(error)) or _superfluous_plus(str(error)) or _override_of_unknown_group(str(error))
+        )
     if isinstance(error, ValueError) and str(error).startswith(NO_CHOICE):
         return "a group (model=..., datasets=..., ...) can't be null: say the name of a choice"
     return None
@@ -59,6 +61,15 @@ def _missing_choice(error: MissingConfigException) -> str:
     if not group:
         return str(error).splitlines()[0]
     return f"{group}={choice}: no such choice{nearest(choice, options)} (there is: {listed(options)})"
+
+
+def _superfluous_plus(message: str) -> str | None:
+    found = re.search(r"Could not append to config.*is already at '([^']+)'", message, re.DOTALL)
+    return (
+        f"+{found[1]}: the configuration has '{found[1]}' already; leave the plus out: {found[1]}=..."
+        if found
+        else None
+    )
 
 
 def _override_of_unknown_group(message: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from returnn_hydra.engine.errors import RunError
+from returnn_hydra.engine.errors import CONFIG, RunError
 from returnn_hydra.extras import require
 
 Pair = tuple[Tensor, Tensor]
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 class ExportError(RunError):
     """No way of exporting gives a file that computes what the model does."""
+
+    exit_code = CONFIG
 
 
 class Encoder(nn.Module):
