@@ -71,6 +71,8 @@ def ctm_lines(
     Raises:
         UsageError: the hypothesis has no times.
     """
+    if not hyp.labels:
+        return
     if hyp.times is None:
         raise UsageError(
             f"sequence {seq_tag}: CTM needs times, and the search gives none: search.with_times=true makes them, but "

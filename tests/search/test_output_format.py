@@ -88,6 +88,7 @@ def test_ctm() -> None:
     assert list(ctm_lines("utt-1", hyp, vocab, "char", 0.03)) == ["utt-1 1 0.000 0.600 AB", "utt-1 1 0.750 0.180 B"]
     with pytest.raises(ValueError, match="sequence utt-1: CTM needs times"):
         list(ctm_lines("utt-1", Hypothesis([0], 0.0), vocab, "char", 0.03))
+    assert not list(ctm_lines("utt-1", Hypothesis([], 0.0), vocab, "char", 0.03))  # nothing found, nothing to time
     with pytest.raises(ValueError, match="unit='word' is not one of label, char, bpe, sentencepiece"):
         words_of(["a"], [(0, 1)], "word")
     assert math.isinf(NOTHING.score)
