@@ -137,12 +137,13 @@ _ROOTS = ("returnn", "tensorflow", "TFCompat", "TFUtil")
 @functools.cache
 def _made_modules() -> dict[str, types.ModuleType]:
     """Modules without a file, by RETURNN's name."""
-    from returnn_hydra.frontend.dim import Dim
+    from returnn_hydra.compat.shim.tf_data import DimensionTag
     from returnn_hydra.network.tf_face import tensorflow_modules  # most configs need none of it
 
     facades = {name: _Facade(name, module) for name, module in names_only_modules().items()}
     faces = tensorflow_modules()
-    vars(faces["returnn.tf.util.basic"])["DimensionTag"] = Dim  # the network room knows no dims
+    for name in ("returnn.tf.util.basic", "TFUtil"):
+        vars(faces[name])["DimensionTag"] = DimensionTag  # the network room knows no dims
     return {**facades, **faces}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from returnn_hydra.batch import TensorSpec
 from returnn_hydra.compat.vocab_dicts import vocab_node
 from returnn_hydra.config.errors import ConfigError
+from returnn_hydra.frontend.dim import Dim
 from returnn_hydra.frontend.tensor import Tensor
 
 Node = dict[str, Any]
@@ -21,9 +22,35 @@ def stream_nodes(entries: Mapping[str, Any], path: str) -> dict[str, Node]:
         path: where they stand in the config, for errors: `extern_data`.
 
     Raises:
-        ConfigError: an entry has axes that only the frontend knows.
+        ConfigError: an entry has options that only the frontend knows, or something else than axes as such.
     """
-    return {name: _stream(dict(entry), f"{path}.{name}") for name, entry in entries.items()}
+    nodes: dict[str, Node] = {}
+    first: dict[int, str] = {}  # of every time axis that a config names, the stream that has it first
+    for name, given in entries.items():
+        entry = dict(given)
+        time = _time_tag(entry, f"{path}.{name}")
+        nodes[name] = _stream(entry, f"{path}.{name}")
+        if time is not None and first.setdefault(id(time), name) != name:
+            nodes[name]["same_length_as"] = first[id(time)]
+    return nodes
+
+
+def _time_tag(entry: Node, path: str) -> Dim | None:
+    """The time axis as an object of the config; the options that name it are taken out of the entry."""
+    tags = {str(key).lower(): tag for key, tag in (entry.pop("same_dim_tags_as", None) or {}).items()}
+    dims = entry.pop("dim_tags", None)
+    if dims is not None:
+        if not all(isinstance(dim, Dim) for dim in dims):
+            raise ConfigError(f"{path}.dim_tags must be a list of dims (batch_dim, SpatialDim, ...)")
+        axes = [dim for dim in dims if not dim.is_batch_dim()]
+        entry["shape"] = [dim.dimension for dim in axes]
+        tags = {"t": next((dim for dim in axes if dim.dimension is None), None)}
+        if entry.get("sparse_dim") is None and not entry.get("sparse") and entry["shape"]:
+            entry.setdefault("dim", entry["shape"][-1])
+    sparse_dim = entry.pop("sparse_dim", None)
+    if sparse_dim is not None:
+        entry |= {"sparse": True, "dim": sparse_dim.dimension}
+    return tags.get("t", tags.get("time"))
 
 
 def _stream(entry: Node, path: str) -> Node:

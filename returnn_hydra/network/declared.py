@@ -11,7 +11,7 @@ from torch import Tensor
 from returnn_hydra.network.axis import Axis
 from returnn_hydra.network.call import LayerCall
 from returnn_hydra.network.named_tensor import NamedTensor
-from returnn_hydra.network.tf_face.data import DeclaredData
+from returnn_hydra.network.tf_face.data import DeclaredData, UserData
 from returnn_hydra.network.tf_face.network import UserLayer
 
 
@@ -21,6 +21,8 @@ def declared_type(call: LayerCall) -> Mapping[str, Any] | None:
     if callable(given):
         user = UserLayer(call)
         given = given(sources=user.sources, network=user.network, name=call.name)
+    if isinstance(given, UserData):  # like a source
+        return {"shape": given.shape, "dim": given.dim, "sparse": given.sparse}
     if isinstance(given, DeclaredData):
         return given.options
     return given if isinstance(given, Mapping) else None

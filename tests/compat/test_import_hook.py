@@ -48,7 +48,7 @@ IMPORTS = {
     "returnn.tf.network": ["TFNetwork"],
     "returnn.tf.layers.base": ["LayerBase"],
     "returnn.pretrain": ["WrapEpochValue"],
-    "TFUtil": ["where_bc"],
+    "TFUtil": ["where_bc", "DimensionTag", "Data"],
     "returnn.torch.engine": ["Engine", "TrainCtx", "get_global_engine"],
     "returnn.torch.util.diagnose_gpu": ["diagnose_no_gpu", "print_available_devices"],
     "returnn.torch.data.tensor_utils": ["tensor_dict_numpy_to_torch_"],

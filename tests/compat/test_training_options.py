@@ -127,7 +127,7 @@ def test_extern_data():
         (
             extern_data_node,
             {"extern_data": {"data": {"dim": 9, "dim_tags": [1]}}},
-            "'dim_tags' only works in the frontend",
+            "data.dim_tags must be a list of dims",
         ),
         (extern_data_node, {"extern_data": {"data": {"dim": 9, "batch_dim_axis": 1}}}, "batch_dim_axis"),
     ],

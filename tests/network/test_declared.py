@@ -44,6 +44,24 @@ def type_of_spread(sources: Any, **_: Any) -> Any:
     return HELPERS.Data(name="spread", sparse=True, dim=6, size_placeholder={0: lengths})
 
 
+def type_as_the_labels(sources: Any, **_: Any) -> Any:
+    return sources[0].output
+
+
+def test_type_of_a_source(batch: Batch) -> None:
+    def halves(source: Any, **_: Any) -> Any:
+        labels = source(0, as_data=True, auto_convert=False)
+        assert isinstance(labels, HELPERS.Data)
+        return labels.get_placeholder_as_batch_major() // 2
+
+    net = {
+        "halves": layer("eval", "data:classes", eval=halves, out_type=type_as_the_labels),
+        "output": layer("linear", "halves", n_out=2),
+    }
+    value = NetworkModel(net, SPECS)(batch).outputs["halves"].batch_major()
+    assert value.sparse_dim == 5 and value.raw.tolist() == [[0, 1, 1], [2, 1, 0]]
+
+
 def test_type_as_a_function(batch: Batch) -> None:
     net = {
         "spread": layer(

@@ -21,7 +21,7 @@ class DeclaredData:
         self.options = options
 
 
-class UserData(Facade):
+class UserData(Facade, DeclaredData):
     """A batch-major tensor with the places of its axes."""
 
     expression_attributes = frozenset(
