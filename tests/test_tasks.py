@@ -238,6 +238,12 @@ def test_other_tasks_leave_what_a_live_training_writes(command):
     ]
 
 
+def test_data_that_are_not_there_are_named_with_their_place(command, capsys):
+    assert command("task=train", "datasets=digits", "data_folder=nowhere") == 65
+    error = capsys.readouterr().err
+    assert error.startswith("ERROR 65: datasets.train.source: files='nowhere/digits/train.*.hdf': no file matches")
+
+
 def test_forward_without_a_checkpoint_says_what_there_is(command, capsys):
     assert command("task=train", *SMALL, "num_epochs=1", "name=mine") == 0
     assert command("task=forward") == 2

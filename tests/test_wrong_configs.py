@@ -24,6 +24,8 @@ WRONG = [
     ("+forward_callback.fil=x", "forward_callback.fil", "did you mean 'file'?"),
     ("checkpoint_every.step=3", "checkpoint_every.step", "did you mean 'steps'?"),
     ("+train_step.target_key=classes", "has 'train_step.target_key' already", "leave the plus out: train_step.target"),
+    ("hydra/launcher=joblyb", "hydra/launcher=joblyb", "there is: basic"),
+    ("hydra/launcher=submitit", "hydra/launcher=submitit", "pip install hydra-submitit-launcher brings it"),
     # unknown choices
     ("model=blstmm", "model=blstmm", "did you mean 'blstm'?"),
     ("task=trian", "task=trian", "did you mean 'train'?"),

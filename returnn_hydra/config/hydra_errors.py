@@ -11,6 +11,8 @@ from returnn_hydra.config.compose import describe_omegaconf
 from returnn_hydra.config.errors import ConfigError, listed, nearest
 from returnn_hydra.config.paths import config_dir
 
+LAUNCHERS = ("joblib", "ray", "rq", "submitit")
+"""Plugins of Hydra."""
 NO_CHOICE = "Config group override must be a string or a list"
 """Hydra's words for `model=null`, an error of no class of its own."""
 
@@ -60,7 +62,10 @@ def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = config.rpartition("/")
     if not group:
         return str(error).splitlines()[0]
-    return f"{group}={choice}: no such choice{nearest(choice, options)} (there is: {listed(options)})"
+    plugin = (
+        f"; pip install hydra-{choice}-launcher brings it" if group == "hydra/launcher" and choice in LAUNCHERS else ""
+    )
+    return f"{group}={choice}: no such choice{plugin or nearest(choice, options)} (there is: {listed(options)})"
 
 
 def _superfluous_plus(message: str) -> str | None:

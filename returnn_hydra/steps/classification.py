@@ -82,7 +82,8 @@ def pair_items(
         index = int((wanted != given).argmax())
         raise UsageError(
             f"sequence {batch.seq_tags[index]!r}: stream {target_key!r} has {wanted[index]} targets and the model "
-            f"{given[index]} outputs; expected one target per output, or one per sequence"
+            f"{given[index]} outputs; expected one target per output, or one per sequence (for label "
+            "sequences: train_step=ctc, attention or transducer, with a model that fits)"
         )
     if num_labels is None or num_labels > logits.shape[2]:
         _check_classes(targets, logits.shape[2], batch, sequences, target_key)

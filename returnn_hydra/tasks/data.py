@@ -13,7 +13,7 @@ from returnn_hydra.build import Builder
 from returnn_hydra.config.errors import ConfigError, nearest
 from returnn_hydra.data.batches import Piece
 from returnn_hydra.data.batching import Batching
-from returnn_hydra.data.dataset import Dataset
+from returnn_hydra.data.dataset import DataError, Dataset
 from returnn_hydra.data.filter import FilterDataset
 from returnn_hydra.data.loader import Loader
 from returnn_hydra.data.order import SeqOrder
@@ -52,7 +52,11 @@ def build_source(
     Raises:
         ConfigError: a stream is missing, or not what extern_data says.
     """
-    source = builder.build(conf["source"], f"{path}.source")
+    try:
+        source = builder.build(conf["source"], f"{path}.source")
+    except DataError as error:
+        error.args = (f"{path}.source: {error}",)
+        raise
     if not isinstance(source, Dataset | StreamingDataset):
         raise ConfigError(f"{path}.source: expected a data set, got {type(source).__name__}")
     for name, spec in specs.items():

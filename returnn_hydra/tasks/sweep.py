@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from returnn_hydra.config.errors import ConfigError
+
 FOLDER = "RETURNN_HYDRA_SWEEP"
 """Environment variable: the folder of the rows, which the processes of the jobs inherit."""
 HEAD = ("job", "score", "overrides", "folder")
@@ -31,7 +33,7 @@ def table_at_the_end() -> Iterator[None]:
             yield
         finally:
             del os.environ[FOLDER]
-            rows = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
+            rows = [_read(file) for file in Path(folder).glob("*.json")]
             if rows:
                 print("\n".join(table(rows)), file=sys.stderr)
 
@@ -53,7 +55,31 @@ class Row:
         """What is known now: `folder`, `outcome` (a score, None, or how it failed in a word)."""
         self._facts.update(facts)
         if self._file is not None:
-            self._file.write_text(json.dumps(self._facts))
+            temporary = self._file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self._facts))
+            temporary.rename(self._file)
+
+    def claim(self, folder: Path) -> None:
+        """Take the folder for a training.
+
+        Raises:
+            ConfigError: another job of the sweep trains in it.
+        """
+        others = [] if self._file is None else [_read(file) for file in self._file.parent.glob("*.json")]
+        for other in others:
+            if other["job"] != self._facts["job"] and other["folder"] == str(folder):
+                words = [word for word in self._facts["overrides"] if word not in other["overrides"]]
+                raise ConfigError(
+                    f"{folder}: job {other['job']} of the sweep trains there too; {' '.join(words)} is not in a run's "
+                    "name: give each a name of its own, such as 'name=mine_${num_epochs}'"
+                )
+        self.write(folder=str(folder))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    row = json.loads(file.read_text())
+    assert isinstance(row, dict)
+    return row
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -65,6 +65,18 @@ def test_a_sweep_with_a_failing_job(command, capsys):
     assert "Sweep" not in capsys.readouterr().err
 
 
+def test_two_jobs_never_train_in_one_folder(command, capsys):
+    words = ("model.hidden_dim=8", "datasets.train.source.part=dev")
+    assert command("-m", "num_epochs=1,2", *words) == 2
+    error = capsys.readouterr().err
+    assert "job 0 of the sweep trains there too; num_epochs=2 is not in a run's name" in error
+    assert command("-m", "num_epochs=1,2", *words, "name=n_${num_epochs}") == 0
+    assert sorted(path.name for path in Path("outputs").glob("n_*")) == ["n_1", "n_2"]
+    capsys.readouterr()
+    assert command("-m", "run=outputs/n_2", "task=evaluate", "load_epoch=1,2") == 0  # any number of other tasks
+    assert capsys.readouterr().err.count("outputs/n_2\n") == 2
+
+
 def test_a_signal_ends_the_whole_sweep(tmp_path):
     words = ["-m", "seed=1,2", "num_epochs=5000", "model.hidden_dim=8", "name=sweep"]
     sweep = subprocess.Popen(
