@@ -1,5 +1,7 @@
 """Parts that don't fit together: one line that says what fits, exit code 2, and no traceback."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from returnn_hydra.batch import Batch
 from returnn_hydra.steps.attention import AttentionCrossEntropy
 from returnn_hydra.steps.classification import run_model
+from returnn_hydra.steps.language_model import LanguageModelCrossEntropy
 from returnn_hydra.steps.log_likelihood import LogLikelihood
 from returnn_hydra.usage import UsageError, check_call, described
 
@@ -136,3 +139,41 @@ def test_scorers_of_a_search_are_given_on_the_command_line(command, capsys):
     assert "  scorers:\n    am: 0.7\n    ctc: 0.3\n    lm: 0.4\n" in capsys.readouterr().out
     assert command("task=search", "search=label_sync", "search.scorers={ct: 0.3}") == 2
     assert "search scale 'ct' has no scorer; there are am, ctc, ilm; did you mean 'ctc'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("model(batch['data'], batch.lengths['data'])[0].sum()", "train_step returned tensor (); expected {name: "),
+        (
+            "{'ce': model(batch['data'], batch.lengths['data'])[0].sum()}",
+            "train_step returned {ce: tensor ()}; expected",
+        ),
+        ("None", "train_step returned NoneType"),
+    ],
+)
+def test_a_train_step_that_returns_no_losses(result, message, command, capsys):
+    Path("mine.py").write_text(f"def train_step(model, batch):\n    return {result}\n")
+    assert command("overrides=mine.py", "model.hidden_dim=4", *SMALL) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_decoder_or_language_model_that_returns_something_else():
+    class Own(nn.Module):
+        bos_id = eos_id = 3
+        num_classes = 4
+
+        def __init__(self):
+            super().__init__()
+            self.decoder = self
+
+        def forward(self, *arguments):
+            return {"logits": arguments[0]}
+
+    labels, lengths = torch.ones(2, 3, dtype=torch.long), torch.tensor([3, 1])
+    batch = Batch({"data": labels, "classes": labels}, {"data": lengths, "classes": lengths}, ["a", "b"])
+    for step in (AttentionCrossEntropy(), LanguageModelCrossEntropy()):
+        with pytest.raises(UsageError, match="Own returns dict; expected logits"):
+            step(Own(), batch)

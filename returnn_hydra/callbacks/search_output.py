@@ -90,7 +90,7 @@ class SearchOutput(ForwardCallback):
         for name, file in self.files.items():
             file.write("}\n" if name == "py" else "")
             file.commit()
-            logger.info("Search results in %s", file.path)
+            logger.info("Results: %s", file.path)
         if any(error_rate.sequences for error_rate in self.error_rates):
             self._write_errors()
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from returnn_hydra.batch import Batch
 from returnn_hydra.engine.device import seed_everything
-from returnn_hydra.engine.evaluator import TrainStep
+from returnn_hydra.engine.evaluator import TrainStep, checked
 from returnn_hydra.engine.updater import Updater, sum_of
 
 
@@ -25,7 +25,7 @@ def try_batch(model: nn.Module, train_step: TrainStep, updater: Updater, batch: 
     with untouched(model, device):
         seed_everything(device, 0)
         with updater.autocast():
-            losses = train_step(model, batch.to(device))
+            losses = checked(train_step(model, batch.to(device)))
         sum_of([loss.sum for loss in losses.values() if not loss.as_error]).backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # errors of the device come here

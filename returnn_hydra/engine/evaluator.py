@@ -11,8 +11,25 @@ from torch import nn
 from returnn_hydra.batch import Batch, Loss
 from returnn_hydra.engine.bad_batch import naming
 from returnn_hydra.engine.scores import Score, ScoreSums
+from returnn_hydra.usage import UsageError, described
 
 TrainStep = Callable[[nn.Module, Batch], Mapping[str, Loss]]
+
+
+def checked(losses: Any) -> Mapping[str, Loss]:
+    """What a train step returned.
+
+    Raises:
+        UsageError: it is no dictionary of losses.
+    """
+    if isinstance(losses, Mapping) and all(isinstance(loss, Loss) for loss in losses.values()):
+        return losses
+    found = (
+        f"{{{', '.join(f'{name}: {described(value)}' for name, value in losses.items())}}}"
+        if isinstance(losses, Mapping)
+        else described(losses)
+    )
+    raise UsageError(f"train_step returned {found}; expected {{name: returnn_hydra.batch.Loss(sum, count)}}")
 
 
 def evaluate(
@@ -30,7 +47,7 @@ def evaluate(
         with torch.no_grad():
             for batch in batches:
                 with naming(batch), autocast():
-                    sums.add(train_step(model, batch.to(device)))
+                    sums.add(checked(train_step(model, batch.to(device))))
     finally:
         model.train(was_training)
     return sums.scores()

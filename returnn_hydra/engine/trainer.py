@@ -20,7 +20,7 @@ from returnn_hydra.engine.callback import Callback
 from returnn_hydra.engine.check_batch import try_batch
 from returnn_hydra.engine.device import seed_everything
 from returnn_hydra.engine.errors import NonFiniteError, OutOfMemoryError, is_out_of_memory
-from returnn_hydra.engine.evaluator import TrainStep, evaluate
+from returnn_hydra.engine.evaluator import TrainStep, checked, evaluate
 from returnn_hydra.engine.parallel import ParallelStep
 from returnn_hydra.engine.ranks import Ranks
 from returnn_hydra.engine.records import EpochRecord
@@ -254,7 +254,7 @@ class Trainer:
         waits = parallel is not None and not self.updater.is_last_of_update(is_last)
         with parallel.without_sync() if parallel and waits else nullcontext():
             with naming(batch), self.updater.autocast():
-                losses = self.train_step(self.model, batch.to(self.device))
+                losses = checked(self.train_step(self.model, batch.to(self.device)))
             self.updater.update(losses, batch.seq_tags, is_last, parts_to_come)
         return losses
 

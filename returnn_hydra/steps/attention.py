@@ -20,7 +20,7 @@ from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.ctc import CTC
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
-from returnn_hydra.usage import UsageError, check_attributes, check_call
+from returnn_hydra.usage import UsageError, check_attributes, check_call, described
 
 DECODER_MODELS = "lstm_attention, transformer_attention"
 
@@ -64,10 +64,19 @@ class AttentionCrossEntropy:
         return sequence_log_likelihoods(output.logits, targets, lengths)
 
     def run_decoder(self, model: Any, batch: Batch) -> tuple[Any, Tensor, Tensor]:
-        """The model's output, and the labels with their end (B, S) and lengths (B,) that it should predict."""
+        """The model's output, and the labels with their end (B, S) and lengths (B,) that it should predict.
+
+        Raises:
+            UsageError: the model returns something else than an `EncoderDecoderOutput`.
+        """
         labels, lengths = label_sequences(batch, self.target_key, model.decoder.num_classes, num_labels=self.num_labels)
         features, frames = batch[self.data_key], batch.lengths[self.data_key]
         output = model(features, frames, prepend(labels, model.bos_id), lengths + 1)
+        if not all(hasattr(output, name) for name in ("logits", "ctc_logits", "encoder_lengths")):
+            raise UsageError(
+                f"{type(model).__name__} returns {described(output)}; expected logits, ctc_logits and encoder_lengths, "
+                "as returnn_hydra.models.encoder_decoder.EncoderDecoderOutput"
+            )
         return output, append(labels, lengths, model.eos_id), lengths + 1
 
     def lengths_with_end(self, batch: Batch) -> np.ndarray:

@@ -17,7 +17,7 @@ from returnn_hydra.batch import Batch, Loss, TensorSpec, num_labels
 from returnn_hydra.nn.labels import append, prepend
 from returnn_hydra.steps.label_prediction import next_label_losses, sequence_log_likelihoods
 from returnn_hydra.steps.targets import label_sequences
-from returnn_hydra.usage import check_attributes, check_call
+from returnn_hydra.usage import UsageError, check_attributes, check_call, described
 
 LANGUAGE_MODELS = "lstm_lm, transformer_lm"
 
@@ -58,7 +58,15 @@ class LanguageModelCrossEntropy:
         return sequence_log_likelihoods(*self.run_model(model, batch))
 
     def run_model(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, S, V), and the labels with their end (B, S) and lengths (B,) that they should predict."""
+        """Logits (B, S, V), and the labels with their end (B, S) and lengths (B,) that they should predict.
+
+        Raises:
+            UsageError: the model returns something else.
+        """
         labels, lengths = label_sequences(batch, self.data_key, model.num_classes, num_labels=self.num_labels)
         logits = model(prepend(labels, model.bos_id), lengths + 1)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise UsageError(
+                f"{type(model).__name__} returns {described(logits)}; expected logits, (sequences, labels, classes)"
+            )
         return logits, append(labels, lengths, model.eos_id), lengths + 1
