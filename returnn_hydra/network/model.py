@@ -85,6 +85,7 @@ class NetworkModel(nn.Module):
         options: what functions of the config may ask for by `network.get_config()`.
         layers: compute these, too, besides those that the dict itself asks for (forward or search output layers).
         search: also make the parameters of layers that only a search needs (language models to combine with).
+        search_only: make the parameters of a search and no others; what the dict has of losses is not looked at.
         epoch: that the network was made for.
         search_in_training: names of layers that are also computed in search, where the losses are; their losses count.
         read_labels: reads the `vocab_file` that a layer names: the names of all labels.
@@ -104,6 +105,7 @@ class NetworkModel(nn.Module):
         optimize_move_layers_out: bool = True,
         layers: Iterable[str] = (),
         search: bool = False,
+        search_only: bool = False,
         epoch: int = 1,
         search_in_training: Sequence[str] = (),
         read_labels: Callable[[str], Sequence[str]] | None = None,
@@ -114,7 +116,8 @@ class NetworkModel(nn.Module):
         }
         self.net = Net(network)
         self.extra_layers = list(layers)
-        self.for_search = search
+        self.for_search = search or search_only
+        self.for_training = not search_only
         self.search_in_training = list(search_in_training)
         self.epoch = epoch
         self.step = 0
@@ -218,7 +221,8 @@ class NetworkModel(nn.Module):
 
     def _build(self) -> None:
         """Make all parameters: compute the network once on made-up sequences."""
-        if not self.net.roots(search=False, with_losses=True):
+        roots = self.net.roots(search=not self.for_training, with_losses=self.for_training)
+        if not roots and (self.for_training or not self.extra_layers):
             raise NetworkError(
                 "the network has nothing to compute: no layer is named 'output', has a loss, or is_output_layer"
             )
@@ -235,17 +239,14 @@ class NetworkModel(nn.Module):
 
     def _build_with(self, batch: Batch) -> None:
         with torch.no_grad():
-            self._compute(self._run_state(batch, search=False, with_losses=True, building=True), self.extra_layers)
+            if self.for_training:
+                self._compute(self._run_state(batch, search=False, with_losses=True, building=True), self.extra_layers)
             if self.for_search:
                 self._compute(self._run_state(batch, search=True, with_losses=False, building=True), self.extra_layers)
 
-    def preloads(self) -> dict[str, Any]:
+    def files_of_parts(self) -> dict[str, Any]:
         """`load_on_init` of sub-networks: prefix of the parameters' names to the option, for who loads checkpoints."""
-        return {
-            f"{name}/": options["load_on_init"]
-            for name, options in self.net.layers.items()
-            if options.get("load_on_init") is not None
-        }
+        return {torch_name(prefix): option for prefix, option in self.store.files.items()}
 
     def example_pass(self) -> NetworkResult:
         """The outputs on made-up sequences: their axes are those of any batch."""

@@ -36,6 +36,8 @@ class ParameterStore:
         """Parts that an axis consists of (gates, sources), by the parameter's path; for `carry_over`."""
         self.copy_modes: dict[str, str] = {}
         """`custom_param_importer` of the layer, by the parameter's path."""
+        self.files: dict[str, Any] = {}
+        """`load_on_init` of sub-networks, by the prefix of their parameters' paths."""
 
     def get(self, layer: str, name: str, shape: tuple[int, ...], init: Any, trainable: bool, buffer: bool) -> Tensor:
         """The parameter `layer/name`.

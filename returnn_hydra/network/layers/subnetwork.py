@@ -22,7 +22,9 @@ def subnetwork(
     _parent_layer_cache: Any = None,
 ) -> NamedTensor:
     """The inner network sees the input as `data`, this network as `base:`; its `output` is the result."""
-    del rec_previous_layer, _parent_layer_cache, load_on_init  # see NetworkModel.preloads
+    del rec_previous_layer, _parent_layer_cache
+    if load_on_init:
+        call.scope.store.files[f"{call.param_path}/"] = load_on_init
     return run_subnetwork(call, subnetwork, _data(call, concat_sources), output=_output)
 
 

@@ -22,6 +22,7 @@ from returnn_hydra.network.model import NetworkModel
 from returnn_hydra.network.schedule import NetworkSchedule, Stage
 from returnn_hydra.optim.learning_rate_control import LearningRateControl
 from returnn_hydra.tasks.returnn.dumps import Dumps
+from returnn_hydra.tasks.returnn.preload import load_parts
 from returnn_hydra.tasks.returnn.session import Session
 from returnn_hydra.tasks.returnn.stages import StageRates, check_config
 from returnn_hydra.tasks.returnn.streams import network_specs
@@ -50,20 +51,34 @@ class NetworkDict:
         """The network of this epoch, with random parameters."""
         self.session.seed_for_model(epoch, step)
         target = self.session.values.get("target")
+        network = self._network(max(epoch, 1))
+        searched = self._searched_layer()
         try:
             model = NetworkModel(
-                self._network(max(epoch, 1)),
+                network,
                 self.specs,
                 target=target if isinstance(target, str) else None,
                 behavior_version=self.session.values.get("behavior_version") or 0,
                 options=self.session.values,
                 epoch=max(epoch, 1),
+                layers=[searched] if searched is not None and searched in network else (),
+                search_only=searched is not None,
                 search_in_training=self.session.values.get("search_train_network_layers") or (),
                 read_labels=lambda path: Vocabulary(path).labels,
             )
         except NetworkError as error:
             raise ConfigError(f"network: {error}") from error
         return model.to(self.session.device)
+
+    def _searched_layer(self) -> str | None:
+        """The layer whose results a search reads; None: the task searches nothing."""
+        values = self.session.values
+        task = values.get("task", "train")
+        if task == "search":
+            return str(values.get("search_output_layer") or "output")
+        if task == "forward" and values.get("forward_use_search"):
+            return str(values.get("forward_output_layer") or "output")
+        return None
 
     @cached_property
     def schedule(self) -> NetworkSchedule:
@@ -93,6 +108,7 @@ class NetworkDict:
         assert isinstance(model, NetworkModel) and isinstance(before, NetworkModel)
         outputs = model.net.roots(search=False, with_losses=True) if stage.resets_outputs else []
         taken = take_parameters(model, before, stage.copy_mode, outputs)
+        load_parts(model, taken)
         new = [name for name in model.tf_parameters() if name not in taken]
         logger.info("The network changes at epoch %d; new parameters: %s", stage.first, ", ".join(new) or "none")
 

@@ -1,9 +1,9 @@
-"""`preload_from_files`: parts of a model from other checkpoints."""
+"""`preload_from_files`, `load_on_init`: parts of a model from other checkpoints."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,32 @@ OPTIONS = (
     "ignore_missing",
     "custom_missing_load_func",
 )
+PART_OPTIONS = (
+    "filename",
+    "load_if_prefix",
+    "ignore_missing",
+    "ignore_params",
+    "ignore_params_prefixes",
+    "var_name_mapping",
+)
 logger = logging.getLogger(__name__)
 
 
-def preload(model: nn.Module, files: Mapping[str, Mapping[str, Any]], *, training: bool, from_scratch: bool) -> None:
+def preload(
+    model: nn.Module, files: Mapping[str, Mapping[str, Any]], *, training: bool, from_scratch: bool
+) -> set[str]:
     """Load each of the files that concerns this task, the first key in sort order last: it wins.
+
+    Returns:
+        the names of what was loaded.
 
     Raises:
         ConfigError: an unknown option, a missing file or parameter, another shape.
     """
+    of_a_dict = hasattr(model, "files_of_parts")
+    loaded: set[str] = set()
     for key in sorted(files, reverse=True):
-        options = files[key]
+        options = dict(files[key])
         path = f"preload_from_files.{key}"
         for name in options:
             if name not in OPTIONS:
@@ -44,14 +59,51 @@ def preload(model: nn.Module, files: Mapping[str, Mapping[str, Any]], *, trainin
         if wanted not in (True, False, "always"):
             raise ConfigError(f"{path}.init_for_train={wanted!r}: expected true, false or 'always'")
         if wanted == "always" or ((wanted and from_scratch) if training else not wanted):
-            _load(model, options, path)
+            if of_a_dict:  # as RETURNN's TensorFlow backend: the prefix may be anywhere in the name
+                loaded |= _load(model, {**options, "load_if_prefix": options.get("prefix", ""), "prefix": ""}, path)
+            else:
+                loaded |= _load(model, options, path)
         if wanted == "always" and training:
             _freeze(model, options.get("prefix", ""))
+    return loaded
 
 
-def _load(model: nn.Module, options: Mapping[str, Any], path: str) -> None:
+def load_parts(model: nn.Module, given: Collection[str] = ()) -> set[str]:
+    """Load what sub-networks with `load_on_init` name, the outer ones first.
+
+    Args:
+        given: parameters that have got values; these stay, if they are trained.
+
+    Returns:
+        the names of what was loaded.
+
+    Raises:
+        ConfigError: an unknown option, a missing file or parameter, another shape.
+    """
+    kept = {name for name, parameter in model.named_parameters() if name in given and parameter.requires_grad}
+    loaded: set[str] = set()
+    for prefix, option in sorted(files_of_parts(model).items()):
+        path = f"{prefix}load_on_init"
+        option = option() if callable(option) else option
+        options = {"filename": option} if isinstance(option, (str, Path)) else option
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"{path}: {option!r} is neither a file nor a dict with 'filename'")
+        for name in options:
+            if name not in PART_OPTIONS:
+                raise ConfigError(f"{path}: unknown option {name!r}{nearest(name, PART_OPTIONS)}")
+        loaded |= _load(model, {**options, "prefix": prefix}, path, kept)
+    return loaded
+
+
+def files_of_parts(model: nn.Module) -> dict[str, Any]:
+    """`load_on_init` by the prefix of the names."""
+    return model.files_of_parts() if hasattr(model, "files_of_parts") else {}  # type: ignore[operator]
+
+
+def _load(model: nn.Module, options: Mapping[str, Any], path: str, kept: Collection[str] = ()) -> set[str]:
     if options.get("filename") is None:
-        return
+        return set()
+    only = options.get("load_if_prefix") or ""
     prefix = options.get("prefix", "")
     state = _state(Path(options["filename"]), options.get("checkpoint_key", "model"), path)
     mapping = options.get("var_name_mapping") or {}
@@ -59,9 +111,10 @@ def _load(model: nn.Module, options: Mapping[str, Any], path: str) -> None:
     prefixes = tuple(options.get("ignore_params_prefixes") or ())
     missing, found = [], {}
     for name, value in model.state_dict().items():
-        if not name.startswith(prefix):
+        if not name.startswith(prefix) or name in kept or only not in name[len(prefix) :]:
             continue
-        theirs = mapping.get(name, mapping.get(name[len(prefix) :], name[len(prefix) :]))
+        rest = name[len(prefix) :].replace(only, "") if only else name[len(prefix) :]
+        theirs = mapping.get(name, mapping.get(rest, rest))
         if theirs in ignored or (prefixes and theirs.startswith(prefixes)):
             continue
         loaded = state.get(theirs)
@@ -78,6 +131,7 @@ def _load(model: nn.Module, options: Mapping[str, Any], path: str) -> None:
         raise ConfigError(f"{path}: {options['filename']} lacks {listed(missing)}{nearest(missing[0], state)}")
     model.load_state_dict(found, strict=False)
     logger.info("Preloaded %d parameters from %s", len(found), options["filename"])
+    return set(found)
 
 
 def _state(file: Path, key: str | None, path: str) -> Mapping[str, torch.Tensor]:

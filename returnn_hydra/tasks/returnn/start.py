@@ -19,7 +19,7 @@ from returnn_hydra.engine.foreign import ModelFile, load_model_file
 from returnn_hydra.engine.manifest import Progress
 from returnn_hydra.engine.tensor_file import read_foreign_tensors
 from returnn_hydra.frontend.steps import call_with_wanted, user_model
-from returnn_hydra.tasks.returnn.preload import preload
+from returnn_hydra.tasks.returnn.preload import load_parts, preload
 from returnn_hydra.tasks.returnn.session import Session
 
 logger = logging.getLogger(__name__)
@@ -115,36 +115,38 @@ def load_parameters(session: Session, model: nn.Module, start: Start, training: 
     Raises:
         ConfigError: one is missing, or has another shape.
     """
-    if start.file is not None:
-        ignore_missing = bool(session.values.get("load_ignore_missing_vars"))
-        load_state(model, start.file.model, str(start.file.path), ignore_missing)
+    state = start.file.model if start.file is not None else {}
+    missing = load_state(model, state, str(start.file.path)) if start.file is not None else []
+    loaded = set() if start.resume else load_parts(model, state)
     options = session.values.get("preload_from_files") or {}
     from_scratch = start.file is None and not start.resume and start.epoch == 1
-    preload(model, options, training=training, from_scratch=from_scratch)
+    loaded |= preload(model, options, training=training, from_scratch=from_scratch)
+    missing = [name for name in missing if name not in loaded]
+    if missing and not session.values.get("load_ignore_missing_vars"):
+        unused = [name for name in state if name not in model.state_dict()]
+        raise ConfigError(
+            f"{start.file.path if start.file else ''}: the model's parameters {listed(missing)} are missing"
+            f"{nearest(missing[0], unused)} (it has besides: {listed(unused)})"
+        )
     for hook in session.values.get("load_model_post_hooks") or []:
         call_with_wanted(hook, {"model": user_model(model)})
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str, ignore_missing: bool = False) -> None:
-    """Load by name; what the model doesn't have is only told.
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> list[str]:
+    """Load by name; what the model doesn't have is only told. Returns the parameters that the file lacks.
 
     Raises:
-        ConfigError: a parameter is missing, or has another shape.
+        ConfigError: a parameter has another shape.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
     unused = [name for name in state if name not in own]
-    if missing and not ignore_missing:
-        near = nearest(missing[0], unused)
-        raise ConfigError(
-            f"{where}: the model's parameters {listed(missing)} are missing{near} (it has besides: {listed(unused)})"
-        )
     if unused:
         logger.warning("%s: not in the model: %s", where, listed(unused))
     for name, value in own.items():
         if name in state and state[name].shape != value.shape:
             raise ConfigError(f"{where}: {name} has shape {tuple(state[name].shape)}, the model {tuple(value.shape)}")
     model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    return [name for name in own if name not in state]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], name_of: Callable[[Any], str]) -> None:

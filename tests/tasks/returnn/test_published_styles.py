@@ -83,6 +83,32 @@ def test_config(run, data, name):
     assert run(config, task="eval", load_epoch=1) > 0
 
 
+def test_language_model_that_only_the_search_has(run, data):
+    """`load_on_init` and `preload_from_files` inside of the loop; no loss of the search's network needs its layers."""
+    rng = np.random.RandomState(2)
+    for name, count in (("lm6", 40), ("lm6_dev", 4)):
+        words = [
+            np.append(np.cumsum(rng.randint(1, 3, rng.randint(3, 6))) % 5 + 1, 0).astype("int32") for _ in range(count)
+        ]
+        streams = {"data": TensorSpec(dim=6, sparse=True), "delayed": TensorSpec(dim=6, sparse=True)}
+        write(name, streams, [{"data": w, "delayed": np.append([0], w[:-1]).astype("int32")} for w in words])
+    config = NETWORKS / "shallow_fusion.config"
+    assert run(config, is_lm=True) < 1.8
+    first = run(config, num_epochs=1)
+    assert run(config) < first
+    found = {}
+    for preload in (False, True):
+        for scale in (0.0, 0.5, 20.0):
+            file = f"found{preload}{scale}.py"
+            values = {"search_output_file": file, "search_output_file_format": "py", "lm_scale": scale}
+            assert run(config, task="search", preload=preload, **values) == 4
+            words = ast.literal_eval(Path(file).read_text())
+            assert found.setdefault(scale, words) == words
+    assert all(list(hypotheses) == [f"seq-{n}" for n in range(4)] for hypotheses in found.values())
+    assert found[20.0] != found[0.0]
+    assert len({str(words) for words in found[20.0].values()}) == 1  # the language model alone, whatever is heard
+
+
 @pytest.mark.parametrize("units", [16, pytest.param(500, marks=pytest.mark.slow)])
 def test_blstm_of_the_documentation(run, data, monkeypatch, units):
     """train, forward and search; both directions go through the fast LSTM."""
