@@ -39,14 +39,14 @@ def lengths_dim(name: str, lengths: Tensor, out_dim: Dim | None = None) -> Dim:
 
 
 def expand_dim(source: Tensor, dim: Dim) -> Tensor:
-    """Repeat along a new dim."""
+    """Repeat along a new dim: a static one before the feature dim, one with lengths after the last such dim."""
     if dim in source.dims:
         raise ValueError(f"expand_dim: {source} has {dim} already")
     axis = len(source.dims)
-    if dim.is_batch_dim():
-        axis = 0
-    elif source.feature_dim_axis is not None and source.feature_dim_axis == len(source.dims) - 1:
-        axis -= 1
+    if dim.dimension is not None and source.feature_dim_axis is not None:
+        axis = source.feature_dim_axis
+    elif dim.is_dynamic():
+        axis = max((n + 1 for n, other in enumerate(source.dims) if other.is_dynamic()), default=axis)
     dims = [*source.dims[:axis], dim, *source.dims[axis:]]
     raw = source.raw_tensor.unsqueeze(axis)
     sizes = [-1] * len(dims)
@@ -188,6 +188,7 @@ def stack(sources: Sequence[Tensor], *, out_dim: Dim | None = None) -> tuple[Ten
     dims = merged_dims(sources)
     raw = torch.stack([t.copy_compatible_to_dims_raw(dims, unbroadcast=True) for t in sources])
     out = sources[0]._new([out_dim, *dims], raw, name="stack", dtype=dtype_name(raw))
+    out.feature_dim = None
     return out, out_dim
 
 
@@ -235,6 +236,11 @@ def concat(
         raw = _concat_sequences(raws, [dim for _, dim in sources], order, number, out_dim)
     result = out._new(dims, raw, dtype=dtype_name(raw))
     result.feature_dim = out.feature_dim
+    if dynamic:  # RETURNN puts the sequences together by masked_select, which has axes in this order
+        sizes = [dim.dyn_size_ext for _, dim in sources]
+        lengths = list(dict.fromkeys(d for size in sizes if size is not None for d in size.dims))
+        result = result.copy_transpose([*lengths, out_dim, *(d for d in order if d not in lengths)])
+        result.feature_dim = None
     return result, out_dim
 
 
@@ -473,7 +479,12 @@ def window(
     raw = raw.narrow(number, 0, out_dim.get_dim_value())
     out = source.copy_template_replace_dim_tag(number, out_dim, name="window")
     result = out._new([*out.dims, window_dim], raw)
-    return result.copy_move_axis(len(result.dims) - 1, number + 1), out_dim
+    if stride != 1:
+        return result.copy_move_axis(len(result.dims) - 1, number + 1), out_dim
+    # RETURNN's window dim comes before the spatial dim, and both to where the first of them would be.
+    first = number if source.feature_dim_axis is None else min(number, source.feature_dim_axis)
+    order = [dim for dim in out.dims if dim != out_dim]
+    return result.copy_transpose([*order[:first], window_dim, out_dim, *order[first:]]), out_dim
 
 
 def _window_sides(size: int, left: Dim | int | None, right: Dim | int | None) -> tuple[int, int]:

@@ -158,7 +158,7 @@ def range_over_dim_strided(
         out_dim.declare_same_as(new)
     out_dim = out_dim or new
     positions = range_over_dim(out_dim, dtype=dtype, device=device) * stride
-    positions.sparse_dim = dim
+    positions.sparse_dim = out_dim
     return positions, out_dim
 
 
@@ -181,12 +181,12 @@ def linspace_over_dim(
 
 
 def sequence_mask(dims: Dim | Sequence[Dim], *, device: str | None = None, like: Any = None) -> Tensor:
-    """True for real frames of these dims."""
+    """True for real frames of these dims, which come first, as in RETURNN: (T, B) for the time dim alone."""
     from returnn_hydra.frontend.elementwise import combine_bc
 
     dims = [dims] if isinstance(dims, Dim) else list(dims)
     device = device or (like.device if like is not None else get_default_device())
-    masks = [d.get_mask(device=device) for d in dims if d.need_masking()]
+    masks = [d.get_mask(dim_order=dims, device=device) for d in dims if d.need_masking()]
     if not masks:
         return full(dims=[], fill_value=True, dtype="bool", device=device)
     result = masks[0]

@@ -379,7 +379,7 @@ class Dim:
     def get_mask(
         self, *, dim_order: Sequence[Dim] | None = None, device: str | None = None, like: Any = None
     ) -> Tensor:
-        """True for real frames, False for padding: dims of the lengths, then this dim."""
+        """True for real frames, False for padding: dims of the lengths, then this dim; before them `dim_order`'s."""
         from returnn_hydra.frontend.tensor import Tensor
 
         if like is not None and device is None:
@@ -389,7 +389,10 @@ class Dim:
         positions = torch.arange(self.get_dim_value(), device=lengths.raw_tensor.device)
         raw = positions < lengths.raw_tensor[..., None]
         mask = Tensor("mask", dims=[*lengths.dims, self], dtype="bool", raw_tensor=raw)
-        return mask.copy_transpose([d for d in dim_order if d in mask.dims]) if dim_order else mask
+        if not dim_order:
+            return mask
+        first = [dim for dim in dim_order if dim in mask.dims]
+        return mask.copy_transpose([*first, *(dim for dim in mask.dims if dim not in first)])
 
     def reset_raw(self, *, only_self: bool = False, include_parents: bool = False) -> None:
         """Forget the lengths; what they depend on stays known."""

@@ -315,7 +315,7 @@ def where(cond: Any, true_: Any, false_: Any, *, allow_broadcast_all_sources: bo
         dtype = torch_dtype(get_default_float_dtype()) if is_float else dtype
         raw_true = torch.as_tensor(raw_true, dtype=dtype, device=cond.raw_tensor.device)
     raw_true, raw_false = _both_tensors(raw_true, raw_false)
-    return result_like("where", torch.where(aligned(cond, dims), raw_true, raw_false), dims, (true_, false_, cond))
+    return result_like("where", torch.where(aligned(cond, dims), raw_true, raw_false), dims, (true_, false_))
 
 
 def clip_by_value(

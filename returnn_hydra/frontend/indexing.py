@@ -262,7 +262,9 @@ def _scatter(
         reduction = {"sum": "sum", "max": "amax", "min": "amin"}[mode]
         raw = filled.scatter_reduce(axis, expanded, values, reduction, include_self=False)
     raw = raw.unflatten(axis, sizes)
-    return source._new([*common, *out_dims, *rest], raw, name="scatter", dtype=dtype_name(raw))
+    out = source._new([*common, *out_dims, *rest], raw, name="scatter", dtype=dtype_name(raw))
+    out.feature_dim = None
+    return out
 
 
 def scatter_mean(source: Tensor, *, indices: Tensor, fill_value: float | None = None, **options: Any) -> Tensor:
@@ -380,6 +382,8 @@ def masked_select(
         keep = torch.arange(size, device=raw.device) < chosen.sum(-1, keepdim=True)
         raw = torch.where(keep.view(*keep.shape, *[1] * len(rest)), raw, torch.zeros_like(raw))
     out = tensor._new([*batch, out_dim, *rest], raw, name="masked_select")
+    if batch:
+        out.feature_dim = None
     return out, out_dim
 
 
@@ -460,7 +464,7 @@ def sparse_to_dense(labels: Any, *, label_value: Any, other_value: Any, axis: Di
         for v in (label_value, other_value)
     ]
     out = where(hit, *values, allow_broadcast_all_sources=True)
-    out.sparse_dim, out.feature_dim = None, axis
+    out.sparse_dim = out.feature_dim = None
     return out
 
 

@@ -30,6 +30,8 @@ def cross_entropy(*, estimated: Tensor, target: Tensor, axis: Dim, estimated_typ
     else:
         raise ValueError(f"cross_entropy: estimated_type '{estimated_type}' is none of logits, log-probs, probs")
     if target.sparse_dim is not None:
+        if estimated_type == "logits":  # then the axes are in the order of the target's, as in RETURNN
+            log_probs = log_probs.copy_transpose([*target.dims, *(d for d in log_probs.dims if d not in target.dims)])
         return _negative(gather(log_probs, indices=target, axis=axis))
     return _negative(reduce_sum(combine_bc(target, "mul", log_probs), axis=axis))
 

@@ -106,7 +106,9 @@ class GroupNorm(Module):
         order = [d for d in x.dims if d != axis]
         order[number:number] = [self.num_groups, within]
         raw = out.copy_compatible_to_dims_raw(order).flatten(number, number + 1)
-        return x._new(x.dims, raw, dtype=out.dtype)
+        result = x._new(x.dims, raw, dtype=out.dtype)
+        result.feature_dim = None
+        return result
 
 
 class GroupNormSpatial(GroupNorm):

@@ -72,7 +72,15 @@ def reduce(
     if mode in ("argmax", "argmin"):
         return _arg_reduce(source, mode, axes, numbers)
     raw = _reduce_raw(source.raw_tensor, mode, numbers)
-    return source._new(_rest(source, numbers), raw, name=f"reduce_{mode}", dtype=dtype_name(raw))
+    return _reduced(source, numbers, raw, mode)
+
+
+def _reduced(source: Tensor, numbers: Sequence[int], raw: torch.Tensor, mode: str) -> Tensor:
+    """The result, without a feature dim, as in RETURNN."""
+    out = source._new(_rest(source, numbers), raw, name=f"reduce_{mode}", dtype=dtype_name(raw))
+    if numbers:
+        out.feature_dim = None
+    return out
 
 
 def _rest(source: Tensor, numbers: Sequence[int]) -> list[Dim]:
@@ -107,7 +115,7 @@ def _mean(source: Tensor, axes: list[Dim], use_mask: bool) -> Tensor:
     if not use_mask or not any(dim.need_masking() for dim in axes):
         numbers = axes_of(source.dims, axes)
         raw = source.raw_tensor.mean(dim=numbers) if numbers else source.raw_tensor
-        return source._new(_rest(source, numbers), raw, name="reduce_mean", dtype=dtype_name(raw))
+        return _reduced(source, numbers, raw, "mean")
     total = reduce(source, mode="sum", axis=axes)
     count = num_elements_of_shape(axes, device=source.device)
     return combine_bc(total, "truediv", count if isinstance(count, int) else _float_like(count, total))
@@ -118,7 +126,7 @@ def _arg_reduce(source: Tensor, mode: str, axes: list[Dim], numbers: list[int]) 
         raise ValueError(f"reduce_{mode}: needs exactly one axis, got {axes}")
     raw = getattr(torch, mode)(source.raw_tensor, dim=numbers[0])
     out = source._new([d for d in source.dims if d is not axes[0]], raw, name=f"reduce_{mode}", dtype="int64")
-    out.sparse_dim = axes[0]
+    out.sparse_dim, out.feature_dim = axes[0], None
     return out
 
 
@@ -266,9 +274,10 @@ def top_k(
 
 
 def sort(source: Tensor, *, axis: Dim, descending: bool = False, stable: bool = True) -> tuple[Tensor, Tensor, Dim]:
-    """Sorted values, their indices, and the dim of the sorted axis; padding goes to the end."""
+    """Sorted values, their indices, and the dim of the sorted axis, which is the last one; padding goes to the end."""
     source = _masked(source, [axis], "max" if descending else "min")
-    number = source.get_axis_from_description(axis)
+    number = len(source.dims) - 1
+    source = source.copy_move_axis(source.get_axis_from_description(axis), number)
     out_dim = axis.copy(same_as_self=False, description=f"{axis.name}:sorted")
     raw, indices = torch.sort(source.raw_tensor, dim=number, descending=descending, stable=stable)
     values = source.copy_template_replace_dim_tag(number, out_dim)

@@ -35,7 +35,7 @@ def stft(
         window_enforce_even: an odd frame_length has its window one shorter.
 
     Returns:
-        (..., frames, frequencies) complex, the frames' dim, the frequencies' dim.
+        (..., frequencies, frames) complex, the frames' dim, the frequencies' dim.
     """
     fft_length = frame_length if fft_length is None else fft_length
     window_length = frame_length - frame_length % 2 if window_enforce_even else frame_length
@@ -57,7 +57,8 @@ def stft(
     time = matched_dim(new, out_spatial_dim)
     frequency = out_dim or Dim(fft_length // 2 + 1, name="stft-freq")
     spectrum = spectrum.narrow(-2, 0, min(time.get_dim_value(), spectrum.shape[-2]))
-    dims = [*rest, time, frequency]
+    spectrum = spectrum.transpose(-1, -2)
+    dims = [*rest, frequency, time]
     return (
         Tensor("stft", dims=dims, dtype=dtype_name(spectrum), feature_dim=frequency, raw_tensor=spectrum),
         time,
