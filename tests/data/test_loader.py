@@ -73,6 +73,13 @@ def live_threads():
     return [thread for thread in threading.enumerate() if thread.name == "read_ahead"]
 
 
+@pytest.fixture
+def ended():
+    """Whether the threads and processes are gone that a test started; other tests' may still be there."""
+    before = {*live_threads(), *multiprocessing.active_children()}
+    return lambda: {*live_threads(), *multiprocessing.active_children()} <= before
+
+
 def wait_for(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
@@ -196,22 +203,22 @@ def test_repeated_tags():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_errors_arrive_with_their_tag(num_workers, prefetch):
+def test_errors_arrive_with_their_tag(num_workers, prefetch, ended):
     started = time.monotonic()
     with pytest.raises(DataError, match=r"file.hdf: sequence 'corpus/13' is broken"):
         list(loader(Corpus(fails="data"), num_workers=num_workers, prefetch=prefetch).epoch(1))
     with pytest.raises(DataError, match=r"ZeroDivisionError: no such luck, while reading .*'corpus/13'"):
         list(loader(Corpus(fails="raise"), num_workers=num_workers, prefetch=prefetch).epoch(1))
     assert time.monotonic() - started < 20
-    assert wait_for(lambda: not multiprocessing.active_children() and not live_threads())
+    assert wait_for(ended)
 
 
-def test_killed_worker_ends_the_run():
+def test_killed_worker_ends_the_run(ended):
     started = time.monotonic()
     with pytest.raises(DataError, match="a loader worker failed at batch"):
         list(loader(Corpus(fails="kill"), num_workers=2).epoch(1))
     assert time.monotonic() - started < 20
-    assert wait_for(lambda: not multiprocessing.active_children())
+    assert wait_for(ended)
 
 
 class CollectsGarbage(Corpus):
@@ -239,7 +246,7 @@ def test_garbage_collection_of_workers_leaves_shared_memory_alone():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_closing_early_leaves_nothing(num_workers):
+def test_closing_early_leaves_nothing(num_workers, ended):
     batches = loader(num_workers=num_workers).epoch(1)
     next(batches)
     if num_workers:
@@ -247,7 +254,7 @@ def test_closing_early_leaves_nothing(num_workers):
     else:
         assert live_threads()
     batches.close()
-    assert wait_for(lambda: not multiprocessing.active_children() and not live_threads())
+    assert wait_for(ended)
 
 
 def test_slow_consumer_bounds_what_is_read_ahead():
@@ -383,9 +390,9 @@ def test_wrong_values_of_a_stream_are_told_with_their_file(num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_streaming_errors(num_workers):
+def test_streaming_errors(num_workers, ended):
     with pytest.raises(DataError, match=r"file.hdf: sequence 'corpus/13' is broken"):
         list(StreamLoader(Stream("data"), SPECS, num_workers=num_workers).epoch(1))
     with pytest.raises(DataError, match="ZeroDivisionError: no such luck"):
         list(StreamLoader(Stream("raise"), SPECS, num_workers=num_workers).epoch(1))
-    assert wait_for(lambda: not multiprocessing.active_children() and not live_threads())
+    assert wait_for(ended)
