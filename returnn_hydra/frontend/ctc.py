@@ -107,8 +107,7 @@ def ctc_best_path(
     counts = _lengths(targets_spatial_dim, batch, raw.shape[1:-1]).tolist()
     paths = _best_paths(flat, labels, frames, counts, blank_index, label_loop)
     paths = paths.reshape(raw.shape[:-1]).to(torch.int32)
-    out = Tensor("best_path", dims=[input_spatial_dim, *batch], dtype="int32", sparse_dim=classes, raw_tensor=paths)
-    return out.copy_transpose([*batch, input_spatial_dim])
+    return Tensor("best_path", dims=[input_spatial_dim, *batch], dtype="int32", sparse_dim=classes, raw_tensor=paths)
 
 
 def _best_paths(

@@ -62,6 +62,7 @@ class TensorCopies(TensorAxes):
     ) -> Tensor:
         """Without values, with other dims."""
         new = self._new(list(new_dim_tags), name=name)
+        new.feature_dim = None
         if keep_special_axes:
             new.feature_dim_axis = self.feature_dim_axis
             new.time_dim_axis = self.time_dim_axis
@@ -148,8 +149,11 @@ class TensorCopies(TensorAxes):
     def copy_compatible_to(
         self, data: Tensor, add_dims: bool = True, unbroadcast: bool = False, **_options: Any
     ) -> Tensor:
-        """Aligned with the dims of another tensor."""
-        return self.copy_compatible_to_dims(data.dims, add_dims=add_dims, unbroadcast=unbroadcast)
+        """Aligned with the dims of another tensor, whose feature dim it takes."""
+        result = self.copy_compatible_to_dims(data.dims, add_dims=add_dims, unbroadcast=unbroadcast)
+        result = result.copy()
+        result.feature_dim = data.feature_dim if data.feature_dim in result.dims else None
+        return result
 
     def copy_masked(self, mask_value: Any, *, dims: Sequence[Dim] | None = None, allow_int: Any = None) -> Tensor:
         """Padding of all dynamic axes (or of `dims`) set to `mask_value`.
@@ -169,8 +173,12 @@ class TensorCopies(TensorAxes):
         return result
 
     def copy_add_dim_by_tag(self, dim_tag: Dim, unbroadcast: bool = False, axis: int | None = None) -> Tensor:
-        """With one more dim."""
-        position = 0 if axis is None else axis
+        """With one more dim; by default the batch dim comes first, lengths after other lengths, all else last."""
+        position = len(self.dims) if axis is None else axis
+        if axis is None and dim_tag.is_batch_dim():
+            position = 0
+        elif axis is None and dim_tag.is_dynamic():
+            position = max((n + 1 for n, dim in enumerate(self.dims) if dim.is_dynamic()), default=position)
         return self.copy_compatible_to_dims(
             [*self.dims[:position], dim_tag, *self.dims[position:]], unbroadcast=unbroadcast
         )

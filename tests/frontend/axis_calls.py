@@ -49,6 +49,8 @@ CALLS = {
     "expand": "rf.expand_dim(x, k)",
     "expand twice": "rf.expand_dims(x, [k, g])",
     "expand by frames": "rf.expand_dim(x, s)",
+    "add an axis": "x.copy_add_dim_by_tag(k, unbroadcast=True)",
+    "align": "x.copy_compatible_to(y)",
     "top_k": "rf.top_k(x, axis=f, k=1)[0]",
     "sort": "rf.sort(x, axis=f, descending=True)[0]",
     "window": "rf.window(x, spatial_dim=t, window_dim=Dim(3, name='window'))[0]",
@@ -114,7 +116,7 @@ def results(layout):
     def describe(call, out):
         if isinstance(out, tuple):
             return [describe(call, part) for part in out]
-        raw = out.raw_tensor
+        raw = out.raw_tensor.detach()
         values = torch.view_as_real(raw).sum(-1).double() if raw.is_complex() else raw.double()
         for dim in out.dims:
             if dim.need_masking() and b in out.dims:
