@@ -53,12 +53,23 @@ def _epochs(key: Any) -> str:
     return f"{first}-{'' if last is None else last}"
 
 
+def _called(value: Any) -> Any:
+    """Files may be functions that give them, so that files are only copied where they are needed."""
+    return value() if callable(value) else value
+
+
+def _file(options: Options, name: str) -> Any:
+    return _called(options.take(name))
+
+
 def _lm(options: Options, order: Node) -> DatasetPlan:
     words = options.some("word_based", "seq_end_symbol", "unknown_symbol", "auto_replace_unknown_symbol")
-    words |= options.some("word_end_symbol", "orth_replace_map_file")
+    words |= options.some("word_end_symbol")
+    if (replacements := _file(options, "orth_replace_map_file")) is not None:
+        words["orth_replace_map_file"] = replacements
     words |= options.take("parse_orth_opts") or {}
     vocab = vocab_node(options.take("orth_vocab"), f"{options.path}.orth_vocab")
-    files = [options.take(name) for name in ("orth_symbols_map_file", "orth_symbols_file")]
+    files = [_file(options, name) for name in ("orth_symbols_map_file", "orth_symbols_file")]
     symbols = next((file for file in files if file is not None), None)
     if vocab is None and symbols is None:
         raise ConfigError(f"{options.path}: expected orth_vocab or orth_symbols_map_file")
@@ -67,7 +78,7 @@ def _lm(options: Options, order: Node) -> DatasetPlan:
     names = ("skip_empty_lines", "add_delayed_seq_data", "delayed_seq_data_start_symbol", "seq_list_file", "dtype")
     source = {
         "_target_": DATA + "text.LmDataset",
-        "corpus_file": options.need("corpus_file"),
+        "corpus_file": _called(options.need("corpus_file")),
         "vocab": vocab,
         **options.some(*names, "tag_prefix", "orth_post_process"),
     }

@@ -203,6 +203,23 @@ def test_translation(in_data_folder):
     assert len(arrays["classes"]) == len(arrays["data"]) + 1
 
 
+def test_files_of_a_language_model_as_functions(tmp_path):
+    (tmp_path / "text").write_text("a b\nb\n")
+    (tmp_path / "words").write_text("{'<sb>': 0, 'a': 1, 'b': 2}")
+    (tmp_path / "replaced").write_text("{}")
+    options = {
+        "class": "LmDataset",
+        "corpus_file": lambda: [str(tmp_path / "text")],
+        "orth_symbols_map_file": lambda: str(tmp_path / "words"),
+        "orth_replace_map_file": lambda: str(tmp_path / "replaced"),
+        "word_based": True,
+        "seq_end_symbol": "<sb>",
+        "unknown_symbol": None,
+    }
+    found = sequences(build_dataset(options, "train"), 1)
+    assert [streams["data"].tolist() for _, streams in found] == [[1, 2, 0], [2, 0]]
+
+
 def test_generated_and_static():
     options = {"class": "Task12AXDataset", "num_seqs": 5, "fixed_random_seed": 1}
     dataset = build_dataset(options, "dev")

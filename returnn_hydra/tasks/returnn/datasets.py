@@ -175,7 +175,7 @@ def forward_batches(
     if (special := session.values.get("forward_batch_size")) is not None:
         conf["batch_size"] = special
     if isinstance(conf["batch_size"], Mapping):
-        declared = session.values.get("extern_data") or {}
+        declared = {**(session.values.get("extern_data") or {}), **_outputs(session.values)}
         conf["batch_size"] = {k: v for k, v in conf["batch_size"].items() if k in specs or k not in declared}
     if order == "corpus":
         conf["seq_ordering"] = "default"
@@ -185,6 +185,12 @@ def forward_batches(
     for batch in _batches(session, name, conf, source, read, epoch, sort):
         yield np.arange(first, first + batch.num_seqs), batch
         first += batch.num_seqs
+
+
+def _outputs(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`num_outputs`, which older configs have instead of `extern_data`."""
+    found = values.get("num_outputs")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _batches(

@@ -135,3 +135,13 @@ def test_blstm_of_the_documentation(run, data, monkeypatch, units):
         assert found[tag] == rows.argmax(1).tolist()
     assert run("my.config", task="search", search_data="eval", search_output_file="found.txt") == 4
     assert len(Path("found.txt").read_text().splitlines()) == 4
+
+
+def test_limits_of_streams_that_a_forward_pass_does_not_read(run, data):
+    """`batch_size` as a dict, with streams by `num_outputs`."""
+    text = (NETWORKS / "hybrid_blstm.config").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith(("num_outputs", "num_inputs", "batch_size"))]
+    limits = 'num_outputs = {"data": [8, 2], "classes": [5, 1]}\nbatch_size = {"data": 400, "classes": 400}\n'
+    Path("my.config").write_text("\n".join(lines) + "\n" + limits)
+    run("my.config", num_epochs=1)
+    assert run("my.config", task="forward", forward_data="dev", output_file="out.hdf") == 4
