@@ -13,6 +13,7 @@ from typing import Any
 
 from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.files import nearest
+from returnn_hydra.extras import require
 
 Cleaner = Callable[[str], str]
 CleanerLike = Cleaner | str | Sequence[Any]
@@ -57,15 +58,12 @@ def convert_to_ascii(text: str) -> str:
     """Letters with accents, other scripts and the like as ASCII.
 
     Raises:
-        DataError: the text is not ASCII already, and the package unidecode, which knows how, is not there.
+        MissingExtra: the text is not ASCII already, and the package unidecode, which knows how, is not there.
     """
     if text.isascii():
         return text
-    try:
-        from unidecode import unidecode
-    except ImportError as error:
-        raise DataError(f"{text!r} is not ASCII; pip install unidecode, or use basic_cleaners") from error
-    return str(unidecode(text))
+    what = f"a text cleaner (other than basic_cleaners), for {text!r}, which is not ASCII,"
+    return str(require("unidecode", "text", what).unidecode(text))
 
 
 def expand_abbreviations(text: str) -> str:

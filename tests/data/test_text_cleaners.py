@@ -6,6 +6,7 @@ from returnn_hydra.data.dataset import DataError
 from returnn_hydra.data.text import LmDataset
 from returnn_hydra.data.text_cleaners import CLEANERS, text_cleaner
 from returnn_hydra.data.vocab import CharacterVocabulary
+from returnn_hydra.extras import MissingExtra
 
 NUMBERS = {
     "0 7 13 20 21 100 101 123 999": "zero seven thirteen twenty twenty-one one hundred one hundred one"
@@ -74,7 +75,7 @@ def test_what_is_refused(options, message):
 def test_texts_with_accents(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "unidecode", None)
     assert text_cleaner("transliteration_cleaners")("Plain  Text") == "plain text"
-    with pytest.raises(DataError, match="'naïve' is not ASCII; pip install unidecode"):
+    with pytest.raises(MissingExtra, match=r"for 'naïve', .* needs the extra text: pip install"):
         text_cleaner("transliteration_cleaners")("naïve")
 
 
