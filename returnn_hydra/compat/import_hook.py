@@ -36,7 +36,6 @@ RETURNN_NAMES: dict[str, str] = {
     "returnn.frontend.normalization": f"{_FRONTEND}.normalization",
     "returnn.frontend.matmul": f"{_FRONTEND}.linear",
     "returnn.frontend.dropout": f"{_FRONTEND}.rand",
-    "returnn.frontend.label_smoothing": f"{_FRONTEND}.gradient",
     "returnn.frontend.cond": f"{_FRONTEND}.loop",
     **{
         f"returnn.frontend.{name}": _FRONTEND
@@ -46,6 +45,8 @@ RETURNN_NAMES: dict[str, str] = {
             "device",
             "dims",
             "dtype",
+            "label_smoothing",
+            "loss",
             "static_traceable",
             "tensor_layout",
             "types",

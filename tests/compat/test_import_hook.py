@@ -17,6 +17,8 @@ IMPORTS = {
     "returnn.frontend.encoder.base": ["ISeqDownsamplingEncoder", "ISeqFramewiseEncoder"],
     "returnn.frontend.decoder.transformer": ["TransformerDecoder", "TransformerDecoderLayer", "FeedForwardGated"],
     "returnn.frontend.attention": ["RelPosSelfAttention", "dot_attention", "_apply_rope"],
+    "returnn.frontend.loss": ["cross_entropy", "ctc_best_path", "ctc_durations_from_path"],
+    "returnn.frontend.label_smoothing": ["label_smoothing", "smooth_one_hot", "label_smoothed_log_prob_gradient"],
     "returnn.frontend.state": ["State"],
     "returnn.torch.frontend.bridge": ["rf_module_to_pt_module", "PTModuleAsRFModule"],
     "returnn.torch.context": ["get_run_ctx", "RunCtx", "Loss", "init_train_step_run_ctx", "init_load_run_ctx"],
