@@ -49,7 +49,7 @@ class Runs:
         again = self.run()
         assert again.exit == 0, (broken, again)
         assert "DAMAGED" not in broken.output + again.output
-        assert broken.orphans == again.orphans == 0
+        assert broken.orphans == again.orphans == 0, (broken, again)
         self.compare(again)
         shutil.rmtree(self.folder)
 
@@ -77,7 +77,7 @@ class Runs:
         broken = self.run(at=at, kind=kind)
         assert broken.exit == -signal.SIGKILL, broken
         assert "DAMAGED" not in broken.output
-        assert broken.orphans == 0
+        assert broken.orphans == 0, broken
 
     def starve(self, step):
         """A run that may take only so much memory; returns its exit code."""

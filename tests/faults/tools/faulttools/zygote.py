@@ -130,7 +130,7 @@ class Zygote:
         sticky: bool = False,
         limit: float = 120.0,
         signals: Sequence[tuple[float, int]] = (),
-        patience: float = 5.0,
+        patience: float = 10.0,
         before: tuple[str, dict[str, Any]] | None = None,
     ) -> Outcome:
         """
@@ -140,7 +140,8 @@ class Zygote:
             sticky: all later operations fail too.
             limit: seconds until the run is killed.
             signals: (seconds after the start, number).
-            patience: seconds that the run's other processes have to end.
+            patience: seconds that the run's other processes have to end (torch's workers look every 5 s for the one
+                that started them).
             before: a `module:function` and its arguments, for the new process to call first.
         """
         log = self._folder / "run.log"
