@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -16,7 +14,6 @@ from returnn_hydra.engine.errors import INTERRUPTED, TERMINATED, Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-PR_SET_PDEATHSIG = 1
 
 
 def parse_duration(text: str | float) -> float:
@@ -107,19 +104,3 @@ class StopRequest:
         lost = isinstance(error, Exception) and not isinstance(error, Stopped)
         if lost and self.immediate and self._signal is not None:
             raise self._before_the_first_step() from error
-
-
-def die_with_parent(parent: int) -> None:
-    """Call it first in a child process: Linux then kills the child when the thread that made it ends.
-
-    Also leaves stop signals to the parent: a terminal's Ctrl-C reaches the whole process group.
-
-    Args:
-        parent: the parent's process id, taken before the fork.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(TERMINATED)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

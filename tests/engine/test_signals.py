@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from returnn_hydra.engine import signals
 from returnn_hydra.engine.errors import Stopped
-from returnn_hydra.engine.signals import StopRequest, die_with_parent, parse_duration
+from returnn_hydra.engine.signals import StopRequest, parse_duration
 
 
 def run_forked(function):
@@ -174,56 +173,3 @@ def test_durations(text, seconds):
 def test_no_durations(text):
     with pytest.raises(ValueError, match="expected such as 23h30m"):
         parse_duration(text)
-
-
-def test_children_die_with_their_parent(pipe):
-    def parent():
-        me = os.getpid()
-        child = os.fork()
-        if child == 0:
-            die_with_parent(me)
-            os.write(pipe[1], b"%d\n" % os.getpid())
-            time.sleep(60)
-            os._exit(0)
-        time.sleep(60)
-        return 0
-
-    pid = run_forked(parent)
-    child = int(os.read(pipe[0], 20))
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
-    until = time.monotonic() + 5
-    while alive(child) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not alive(child)
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_a_child_that_comes_too_late_ends():
-    assert ended(run_forked(lambda: die_with_parent(1) or 98)) == 143
-
-
-def test_a_child_leaves_ctrl_c_to_its_parent():
-    def child():
-        die_with_parent(os.getppid())
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return 7 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 98
-
-    assert ended(run_forked(child)) == 7
-
-
-def test_elsewhere_than_on_linux(monkeypatch):
-    def child():
-        monkeypatch.setattr(signals.sys, "platform", "darwin")
-        die_with_parent(1)
-        return 7
-
-    assert ended(run_forked(child)) == 7
