@@ -110,7 +110,10 @@ def _run(job: Job, row: Row) -> Any:
     else:
         path = _folder(values, run_name(job.choices, job.overrides, DEFAULT_CHOICES), _is_shared(composed, job))
     folder = RunFolder(path)
-    row.claim(path) if job.choices.get("task") == "train" else row.write(folder=str(path))
+    if job.choices.get("task") == "train":
+        row.claim(path)
+    else:
+        row.write(folder=str(path))
     ranks = Ranks.start(config.values["distributed_timeout"])
     builder = Builder(_allowed(config, job.overrides))
     context = Context.create(config, folder, builder, job.overrides, ranks)
